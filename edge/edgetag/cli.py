@@ -1,0 +1,251 @@
+"""The command line. Heavy imports happen in the command that needs them.
+
+Exit codes: 0 done · 1 internal error · 2 usage or input · 3 bundle · 4 network · 130 interrupted.
+"""
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from datetime import UTC, datetime
+from enum import StrEnum
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgetag.contract.errors import EdgetagError, InputError
+from edgetag.contract.event import DEFAULT_PREFIX
+from edgetag.contract.frontend import MIN_VALID, SAMPLE_RATE_HZ, WINDOW_S
+
+if TYPE_CHECKING:
+    from edgetag.capture.source import Block, Source
+    from edgetag.daemon import Summary
+    from edgetag.delivery.sink import Sink
+    from edgetag.tagging.stream import EventStream
+    from edgetag.tagging.tagger import Tagger
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Tag urban sounds where they are heard, and publish probabilities, never audio.",
+    epilog="Exit codes: 0 done, 1 internal error, 2 usage or input, 3 bundle, 4 network, 130 interrupted.",
+)
+
+BROKEN_PIPE_EXIT = 0
+INTERRUPTED_EXIT = 130
+
+
+class Format(StrEnum):
+    json = "json"
+    table = "table"
+    csv = "csv"
+
+
+def main() -> None:
+    """Entry point: one sentence on stderr for what was foreseen, a documented exit code for everything."""
+    # One process tags one street: a pool of BLAS threads would only spin between windows.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    for command in entry_points(group="edgetag.commands"):
+        app.add_typer(command.load(), name=command.name)
+    try:
+        app()
+    except EdgetagError as error:
+        _complain(error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED_EXIT)
+    except BrokenPipeError:  # `edgetag replay … | head -1`: the reader has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(BROKEN_PIPE_EXIT)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False,
+) -> None:
+    if version:
+        from edgetag import __version__
+
+        typer.echo(f"edgetag {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def replay(
+    files: Annotated[list[str], typer.Argument(help="WAV, FLAC, OGG or MP3 files; - reads a WAV from stdin.")],
+    hop: Annotated[float, typer.Option("--hop", help="Seconds from one window's start to the next.")] = 5.0,
+    format: Annotated[  # noqa: A002 - the option's name
+        Format | None, typer.Option("--format", help="What to print; json if nothing is published.")
+    ] = None,
+    mqtt: Annotated[
+        str | None, typer.Option("--mqtt", help="Publish to a broker: mqtt://[user:password@]host[:port]")
+    ] = None,
+    realtime: Annotated[bool, typer.Option("--realtime", help="As fast as it was heard, not faster.")] = False,
+    bundle: Annotated[
+        Path | None, typer.Option("--bundle", help="Bundle directory; the starter bundle if absent.")
+    ] = None,
+    sensor: Annotated[str, typer.Option("--sensor", help="Sensor id of the events.")] = "",
+    prefix: Annotated[str, typer.Option("--prefix", help="Topic prefix.")] = DEFAULT_PREFIX,
+    start: Annotated[
+        datetime | None,
+        typer.Option(
+            "--start",
+            formats=["%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%dT%H:%M:%S.%fZ"],
+            help="UTC of the first sample. If absent, the recording is taken to end now.",
+        ),
+    ] = None,
+) -> None:
+    """Tag recordings in rolling ten-second windows.
+
+    Example: edgetag replay street.flac --format table
+    """
+    from edgetag.tagging.stream import EventStream
+    from edgetag.tagging.tagger import Tagger
+    from edgetag.tagging.tagger import hop_samples as to_samples
+
+    hop_samples = to_samples(hop)
+    tagger = Tagger.load(bundle)
+    stream = EventStream(tagger, sensor=sensor or _default_sensor())
+    failed = 0
+    with ExitStack() as stack:
+        sink = stack.enter_context(_sink(tagger, stream, format, mqtt, prefix, hop))
+        show_progress = sys.stderr.isatty() and not (sys.stdout.isatty() and (format or not mqtt))
+        for file in files:
+            try:
+                _replay_one(file, stream, sink, hop_samples, start, realtime=realtime, show_progress=show_progress)
+            except InputError as error:
+                _complain(error)
+                failed += 1
+    if failed:
+        raise typer.Exit(InputError.exit_code)
+
+
+@app.command()
+def demo() -> None:
+    """Replay a synthetic street through an embedded MQTT broker and show what a subscriber receives.
+
+    Example: edgetag demo
+    """
+    from edgetag.demo.show import run_demo
+
+    typer.echo(run_demo())
+
+
+def _replay_one(
+    file: str,
+    stream: "EventStream",
+    sink: "Sink",
+    hop_samples: int,
+    start: datetime | None,
+    *,
+    realtime: bool,
+    show_progress: bool,
+) -> None:
+    """Tag one recording.
+
+    Raises:
+        InputError: it cannot be read, broke off, is too short, or holds samples that are no numbers; what
+            could be tagged has been.
+    """
+    from edgetag.capture.file import open_source
+    from edgetag.daemon import real_time, run
+
+    with open_source(file) as source:
+        duration_s = source.duration_s
+        start_utc_s = start.replace(tzinfo=UTC).timestamp() if start else time.time()
+        if not (start or realtime):
+            start_utc_s -= duration_s or 0.0
+        pace = real_time(source.rate_hz) if realtime else None
+        with _progress(source, duration_s) if show_progress else nullcontext(lambda block: None) as advance:
+
+            def on_block(block: "Block") -> None:
+                if pace:
+                    pace(block)
+                advance(block)
+
+            summary = run(
+                source,
+                stream,
+                sink,
+                hop_samples=hop_samples,
+                start_utc_s=start_utc_s,
+                label=file,
+                on_block=on_block,
+            )
+    _check_heard(file, summary)
+
+
+def _check_heard(file: str, summary: "Summary") -> None:
+    if summary.not_finite:
+        raise InputError(
+            f"{file}: {summary.not_finite} samples are not finite numbers; they were treated as lost audio"
+        )
+    if summary.n_windows and summary.n_windows == summary.verdicts["too_little_audio"]:
+        raise InputError(
+            f"{file}: {summary.audio_s:.1f} s of audio; a {WINDOW_S}-s window needs {MIN_VALID * WINDOW_S:.1f} s; not tagged"
+        )
+
+
+def _sink(
+    tagger: "Tagger", stream: "EventStream", format: Format | None, mqtt: str | None, prefix: str, hop_s: float
+) -> "Sink":
+    """Where events go: to the broker if there is one, to stdout if a format is named or there is none."""
+    from edgetag.delivery.sink import Tee
+
+    sinks: list[Sink] = []
+    if mqtt is not None:
+        from edgetag.delivery.mqtt import MqttPublisher, parse_url
+
+        sinks.append(
+            MqttPublisher(
+                parse_url(mqtt), sensor=stream.sensor, info=tagger.info(hop_s), boot_id=stream.boot, prefix=prefix
+            )
+        )
+    if format is not None or mqtt is None:
+        sinks.append(_stdout_sink(tagger, format or Format.json))
+    return Tee(sinks)
+
+
+def _stdout_sink(tagger: "Tagger", format: Format) -> "Sink":
+    match format:
+        case Format.json:
+            from edgetag.delivery.stdout import JsonLines
+
+            return JsonLines(sys.stdout.buffer)
+        case Format.csv:
+            from edgetag.delivery.stdout import Csv
+
+            return Csv(sys.stdout, tagger.taxonomy)
+        case Format.table:
+            from rich.console import Console
+
+            from edgetag.delivery.table import Table
+
+            return Table(Console(), tagger.taxonomy)
+
+
+@contextmanager
+def _progress(source: "Source", duration_s: float | None) -> Iterator[Callable[["Block"], None]]:
+    """A bar on stderr, over the recording's length where it is known."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f} s"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(source.name, total=duration_s)
+        yield lambda block: progress.advance(task, len(block.frames) / source.rate_hz)
+
+
+def _default_sensor() -> str:
+    """The host's name, without its domain."""
+    return socket.gethostname().partition(".")[0] or "edgetag"
+
+
+def _complain(error: Exception) -> None:
+    typer.echo(f"edgetag: {error}", err=True)

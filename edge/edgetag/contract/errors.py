@@ -1,0 +1,35 @@
+"""The error tree. Each message says what was found, what was expected and what to do.
+
+```
+EdgetagError
+├── InputError     exit code 2   usage, a recording, samples
+├── BundleError    exit code 3   a bundle that must not be loaded
+└── NetworkError   exit code 4   a broker that cannot be reached or refuses
+```
+"""
+
+from typing import ClassVar
+
+
+class EdgetagError(Exception):
+    """Base of everything edgetag raises on purpose; `exit_code` is what the command line ends with."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class InputError(EdgetagError):
+    """The caller's input cannot be used: arguments, a file, samples."""
+
+    exit_code = 2
+
+
+class BundleError(EdgetagError):
+    """A bundle is damaged, incomplete or of another format, and was not loaded."""
+
+    exit_code = 3
+
+
+class NetworkError(EdgetagError):
+    """The broker could not be reached, refused us, or did not acknowledge in time."""
+
+    exit_code = 4

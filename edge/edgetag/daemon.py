@@ -1,0 +1,83 @@
+"""The data path: source → windows → tags → sink."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from edgetag.capture.source import Block, DamagedAudio, Source
+from edgetag.capture.windows import Window, Windower
+from edgetag.contract.event import Verdict
+from edgetag.delivery.sink import Sink
+from edgetag.tagging.stream import EventStream
+
+
+@dataclass
+class Summary:
+    """What a run came to. `audio_s` counts what was delivered, `not_finite` its samples that were no numbers."""
+
+    verdicts: Counter[Verdict] = field(default_factory=Counter)
+    audio_s: float = 0.0
+    not_finite: int = 0
+
+    @property
+    def n_windows(self) -> int:
+        return self.verdicts.total()
+
+
+def run(
+    source: Source,
+    stream: EventStream,
+    sink: Sink,
+    *,
+    hop_samples: int,
+    start_utc_s: float,
+    label: str | None = None,
+    on_block: Callable[[Block], None] = lambda block: None,
+) -> Summary:
+    """Tag everything a source delivers, window by window, until it ends.
+
+    Args:
+        source: an open source.
+        stream: numbers the events; goes on from one run to the next.
+        sink: an open sink.
+        hop_samples: from one window's start to the next, at 44.1 kHz.
+        start_utc_s: when the source's frame 0 was heard, seconds since 1970.
+        label: the events' `source`; None for a microphone.
+        on_block: called with each block before it is heard (progress, pacing).
+
+    Raises:
+        DamagedAudio: the source broke off; what came before has been tagged and delivered.
+    """
+    windower = Windower(source.rate_hz, hop_samples=hop_samples)
+    summary, damage = Summary(), None
+
+    def deliver(windows: Iterator[Window]) -> None:
+        for window in windows:
+            event = stream.event(window, start_utc_s=start_utc_s, source=label)
+            sink.deliver(event)
+            summary.verdicts[event.verdict] += 1
+
+    try:
+        for block in source.blocks():
+            on_block(block)
+            deliver(iter(windower.feed(block)))
+            summary.audio_s += len(block.frames) / source.rate_hz
+    except DamagedAudio as error:
+        damage = error
+    deliver(iter(windower.finish()))
+    summary.not_finite = windower.n_not_finite
+    if damage is not None:
+        raise damage
+    return summary
+
+
+def real_time(rate_hz: int, sleep: Callable[[float], None] = time.sleep) -> Callable[[Block], None]:
+    """Pace a replay: hold each block back until its last frame would have been heard."""
+    started_s = time.monotonic()
+
+    def hold(block: Block) -> None:
+        due_s = started_s + (block.first_frame + len(block.frames)) / rate_hz
+        sleep(max(0.0, due_s - time.monotonic()))
+
+    return hold

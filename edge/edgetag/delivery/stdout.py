@@ -1,0 +1,97 @@
+"""Events as lines of text for the next program in a pipe: JSON Lines or CSV.
+
+Each event is written whole and flushed, so a reader never waits for one that has happened. When the
+reader has gone (`edgetag replay street.wav | head -1`), `BrokenPipeError` leaves `deliver` and
+nothing is raised after it: the command line ends quietly there. The stream stays the caller's, open.
+"""
+
+import csv
+from typing import BinaryIO, Self, TextIO
+
+import msgspec
+
+from edgetag.contract.event import TagsEvent, encode
+from edgetag.contract.taxonomy import Taxonomy
+from edgetag.delivery.sink import Sink
+
+_CSV_COLUMNS = (
+    "source",
+    "start",
+    "end",
+    "verdict",
+    "valid",
+    "overruns",
+    "clipped",
+    "laeq_db",
+    "lafmax_db",
+    "la10_db",
+    "la90_db",
+)
+
+
+class JsonLines(Sink):
+    """One event a line, byte for byte what a broker would get. `stream` is binary (`sys.stdout.buffer`)."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+
+    def deliver(self, event: TagsEvent) -> None:
+        """Write one line, whole.
+
+        Raises:
+            BrokenPipeError: nobody reads any more.
+        """
+        self._stream.write(encode(event) + b"\n")
+        self._stream.flush()
+
+
+class Csv(Sink):
+    """A header, then one event a row: what was heard and how loud, a column per tag, what fired.
+
+    The tags' columns are named by their labels (`7-1_person-or-small-group-talking`), coarse first;
+    a tag the bundle cannot tell is empty. `refined` and `active` are ids separated by blanks.
+    """
+
+    def __init__(self, stream: TextIO, taxonomy: Taxonomy) -> None:
+        self._stream = stream
+        self._writer = csv.writer(stream, lineterminator="\n")
+        self._taxonomy = taxonomy
+
+    def __enter__(self) -> Self:
+        """Write the header: a table without rows still says what it would hold."""
+        self._writer.writerow(self._header())
+        self._stream.flush()
+        return self
+
+    def deliver(self, event: TagsEvent) -> None:
+        """Write one row, whole.
+
+        Raises:
+            BrokenPipeError: nobody reads any more.
+        """
+        self._writer.writerow(self._row(event))
+        self._stream.flush()
+
+    def _header(self) -> list[str]:
+        labels = [self._taxonomy.tags[tag_id].label for tag_id in self._taxonomy.ids]
+        return [*_CSV_COLUMNS, *labels, "refined", "active"]
+
+    def _row(self, event: TagsEvent) -> list[object]:
+        audio, level = event.audio, event.level
+        probability = event.coarse | event.fine
+        return [
+            "" if event.source is msgspec.UNSET else event.source,
+            event.start,
+            event.end,
+            event.verdict,
+            audio.valid,
+            audio.overruns,
+            audio.clipped,
+            level.laeq_db,
+            level.lafmax_db,
+            level.la10_db,
+            level.la90_db,
+            *(probability.get(tag_id, "") for tag_id in self._taxonomy.ids),
+            " ".join(event.refined),
+            " ".join(event.active),
+        ]

@@ -1,0 +1,194 @@
+"""Events for a person at a terminal: one window a row, printed as it arrives.
+
+```
+UTC                LAeq  eng mach imp saw alert music voice dog  heard
+10:00:00  63.2 dB(A)  ▁▁▁ ▁▁▁  ▁▁▁ ▁▁▁ ▁▁▁   ▂▂▂   ███   ▁▁▁  human-voice 91%: large-crowd 80%
+```
+A table whose rows come one by one cannot fit its columns to what is still to come, so the widths are
+fixed: the bars are named where the terminal is wide enough and numbered, under a legend, where not.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.text import Text
+
+from edgetag.contract.event import Level, TagsEvent
+from edgetag.contract.taxonomy import Category, Tag, Taxonomy
+from edgetag.delivery.sink import Sink
+
+WIDE_COLUMNS = 100
+"""From this width on bars have names, and SONYC-UST's longest tag still fits beside them."""
+
+_BARS = "▁▂▃▄▅▆▇█"
+_BARS_ASCII = ".:-=+*%@"
+_LIKELY = 0.5  # above it a category is more likely there than not, and its branch fires
+_TIME_COLUMNS = 8  # HH:MM:SS
+_LEVEL_COLUMNS = 14  # "-120.0 dBFS(A)", the floor
+_NAMED_BAR_COLUMNS = 3
+_MIN_HEARD_COLUMNS = 24
+_SHORT_NAMES = {
+    "engine": "eng",
+    "machinery-impact": "mach",
+    "non-machinery-impact": "imp",
+    "powered-saw": "saw",
+    "alert-signal": "alert",
+    "human-voice": "voice",
+}
+
+
+class Table(Sink):
+    """Prints a header before the first event, then a row for each: clock time, level, bars, tags.
+
+    Where `console` is no terminal the rows are plain text; where its encoding is not Unicode the bars
+    are ASCII.
+    """
+
+    def __init__(self, console: Console, taxonomy: Taxonomy) -> None:
+        self._console = console
+        self._taxonomy = taxonomy
+        self._bars = _BARS_ASCII if console.options.ascii_only else _BARS
+        self._layout: _Layout | None = None
+
+    def deliver(self, event: TagsEvent) -> None:
+        """Print one row, and the header before the first.
+
+        Raises:
+            BrokenPipeError: nobody reads any more.
+        """
+        if self._layout is None:
+            self._layout = _Layout.fitting(self._console.width, self._taxonomy)
+            self._print_header(self._layout)
+        self._print_row(self._layout, self._cells(self._layout, event), self._heard(event))
+
+    def _print_header(self, layout: "_Layout") -> None:
+        if not layout.named:
+            legend = (
+                Text(f"{category.id} {category.name} ", "dim") for category in self._taxonomy.categories
+            )
+            for line in _fill(legend, self._console.width):
+                self._print(line)
+        names = " ".join(layout.bar_names)
+        head = Text(f"{'UTC':{_TIME_COLUMNS}} {'LAeq':>{_LEVEL_COLUMNS}}  {names}", "bold")
+        self._print_row(
+            layout, head, [[Text("heard", "bold")]] if layout.has_room_beside(self._console) else []
+        )
+
+    def _cells(self, layout: "_Layout", event: TagsEvent) -> Text:
+        """Time, level and bars: as wide in every row."""
+        cells = Text(f"{event.start[11:19]} {_level(event.level):>{_LEVEL_COLUMNS}} ")
+        for category, name in zip(self._taxonomy.categories, layout.bar_names, strict=True):
+            cells.append(" ")
+            cells.append_text(self._bar(event.coarse.get(category.id), layout.bar_columns, len(name)))
+        return cells
+
+    def _bar(self, probability: float | None, bar_columns: int, cell_columns: int) -> Text:
+        if probability is None:
+            return Text(" " * cell_columns)
+        step = min(int(probability * len(self._bars)), len(self._bars) - 1)
+        bar = Text(self._bars[step] * bar_columns, "bold green" if probability > _LIKELY else "dim")
+        bar.pad_right(cell_columns - bar_columns)
+        return bar
+
+    def _print_row(self, layout: "_Layout", cells: Text, heard: list[list[Text]]) -> None:
+        """Each group of `heard` begins a line, beside the cells or, in a narrow terminal, below them."""
+        beside = layout.has_room_beside(self._console)
+        indent = Text(" " * (layout.columns if beside else 2))
+        lines = [line for group in heard for line in _fill(group, self._console.width - len(indent))]
+        self._print(cells + Text("  ") + lines.pop(0) if beside else cells)
+        for line in lines:
+            self._print(indent + line)
+
+    def _print(self, line: Text) -> None:
+        line.rstrip()
+        self._console.print(line, no_wrap=True, overflow="crop")
+
+    def _heard(self, event: TagsEvent) -> list[list[Text]]:
+        """What to say in words: the tags by category, then what speaks against trusting them."""
+        doubts = [Text(f"{doubt} ", "yellow") for doubt in _doubts(event)]
+        match event.verdict:
+            case "silent":
+                groups = [[Text("silent", "dim")]]
+            case "too_little_audio":
+                groups = [[Text("too little audio:", "yellow"), *doubts]]
+                doubts = []
+            case "tagged":
+                groups = [tags for category in self._taxonomy.categories if (tags := _tags(category, event))]
+        return [*(groups or [[Text("nothing", "dim")]]), *([doubts] if doubts else [])]
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Fixed for the whole table: one header per bar, and how much of its cell a bar fills."""
+
+    named: bool
+    bar_names: tuple[str, ...]
+    bar_columns: int
+
+    @classmethod
+    def fitting(cls, width_columns: int, taxonomy: Taxonomy) -> "_Layout":
+        if width_columns < WIDE_COLUMNS:
+            return cls(False, taxonomy.coarse_ids, 1)
+        names = (_SHORT_NAMES.get(category.name, category.name[:5]) for category in taxonomy.categories)
+        return cls(True, tuple(f"{name:{_NAMED_BAR_COLUMNS}}" for name in names), _NAMED_BAR_COLUMNS)
+
+    @property
+    def columns(self) -> int:
+        """Width of everything left of the words, with the gap before them."""
+        bars = sum(len(name) + 1 for name in self.bar_names)
+        return _TIME_COLUMNS + 1 + _LEVEL_COLUMNS + 1 + bars + 2
+
+    def has_room_beside(self, console: Console) -> bool:
+        return console.width - self.columns >= _MIN_HEARD_COLUMNS
+
+
+def _level(level: Level) -> str:
+    return f"{level.laeq_db:.1f} {'dB(A)' if level.calibrated else 'dBFS(A)'}"
+
+
+def _doubts(event: TagsEvent) -> list[str]:
+    audio = event.audio
+    doubts = [
+        f"{audio.valid:.0%} of it heard" if audio.valid < 1 else "",
+        f"{audio.overruns} overrun{'s' if audio.overruns > 1 else ''}" if audio.overruns else "",
+        f"{audio.clipped:.2%} clipped" if audio.clipped else "",
+    ]
+    return [doubt for doubt in doubts if doubt]
+
+
+def _tags(category: Category, event: TagsEvent) -> list[Text]:
+    """`coarse 91%: fine 80%, fine 55%` for a category that fired, is active or has an active fine tag."""
+    fine = _fine(category, event)
+    if not (fine or category.id in event.active or category.id in event.refined):
+        return []
+    head = _tag(category, event) + Text(":" if fine else "")
+    return [head, *(_tag(tag, event) + Text("," if tag is not fine[-1] else "") for tag in fine)]
+
+
+def _fine(category: Category, event: TagsEvent) -> list[Tag]:
+    """The active fine tags; the likeliest where a branch fired and none is. An only one adds nothing."""
+    if category.single:
+        return []
+    active = [tag for tag in category.fine if tag.id in event.active]
+    if active or category.id not in event.refined:
+        return active
+    return [max(category.fine, key=lambda tag: event.fine.get(tag.id, 0.0))]
+
+
+def _tag(tag: Tag, event: TagsEvent) -> Text:
+    probability = event.coarse.get(tag.id, event.fine.get(tag.id))
+    style = "dim" if tag.id not in event.active else "bold" if isinstance(tag, Category) else ""
+    return Text(tag.name if probability is None else f"{tag.name} {probability:.0%}", style)
+
+
+def _fill(texts: Iterable[Text], width_columns: int) -> Iterator[Text]:
+    """Lines of texts a blank apart, none broken; one that is wider than a line is cut short."""
+    line = Text()
+    for text in texts:
+        text.truncate(width_columns, overflow="ellipsis")
+        if line and line.cell_len + 1 + text.cell_len > width_columns:
+            yield line
+            line = Text()
+        line = line + Text(" ") + text if line else text
+    yield line

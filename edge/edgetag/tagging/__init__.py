@@ -1,0 +1,1 @@
+"""From a window to probabilities: bundle loading, embedding, cascade, and the public `Tagger`."""

@@ -1,0 +1,72 @@
+"""From a window to its event: numbered, stamped, named."""
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from edgetag.capture.clock import kernel_clock_synced
+from edgetag.capture.windows import Window
+from edgetag.contract.event import Audio, Clock, TagsEvent, new_boot_id, timestamp
+from edgetag.contract.frontend import SAMPLE_RATE_HZ, WINDOW_S
+
+if TYPE_CHECKING:
+    from edgetag.tagging.tagger import Tagger
+
+
+class EventStream:
+    """The events of one run of one sensor: `seq` counts from 0, `boot` is the run's own.
+
+    Args:
+        tagger: what the windows are heard with.
+        sensor: sensor id, as in the topics.
+        monotonic: the clock that `Window.delivered_s` was read from.
+        clock_synced: whether the system clock is disciplined.
+    """
+
+    def __init__(
+        self,
+        tagger: "Tagger",
+        *,
+        sensor: str,
+        monotonic: Callable[[], float] = time.monotonic,
+        clock_synced: Callable[[], bool] = kernel_clock_synced,
+    ) -> None:
+        self.boot = new_boot_id()
+        self._tagger = tagger
+        self.sensor = sensor
+        self._monotonic = monotonic
+        self._clock_synced = clock_synced
+        self._seq = 0
+
+    def event(self, window: Window, *, start_utc_s: float, source: str | None = None) -> TagsEvent:
+        """Tag one window.
+
+        Args:
+            window: from a `Windower`.
+            start_utc_s: UTC of the stream's sample 0, seconds since 1970.
+            source: the name of what is replayed; None for a microphone.
+        """
+        found = self._tagger.analyse(window.samples, window.valid)
+        window_start_s = start_utc_s + window.start_sample / SAMPLE_RATE_HZ
+        event = TagsEvent(
+            sensor=self.sensor,
+            boot=self.boot,
+            seq=self._seq,
+            start=timestamp(window_start_s),
+            end=timestamp(window_start_s + WINDOW_S),
+            clock=Clock(self._clock_synced()),
+            verdict=found.verdict,
+            audio=Audio(window.rate_hz, round(window.valid, 6), window.overruns, round(window.clipped, 6)),
+            level=found.level,
+            coarse=found.coarse,
+            fine=found.fine,
+            refined=found.refined,
+            active=found.active,
+            model=self._tagger.bundle.model,
+            lag_s=round(self._monotonic() - window.delivered_s, 3),
+            source=msgspec.UNSET if source is None else source,
+        )
+        self._seq += 1
+        return event

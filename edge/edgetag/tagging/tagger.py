@@ -1,0 +1,207 @@
+"""The public Python API: samples in, tagged windows out."""
+
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from edgetag.capture.source import Block
+from edgetag.capture.windows import Windower
+from edgetag.contract.errors import BundleError, InputError
+from edgetag.contract.event import Info, Level, TagsEvent, Verdict
+from edgetag.contract.frontend import MIN_VALID, SAMPLE_RATE_HZ, SILENCE_PEAK, WINDOW_S
+from edgetag.contract.manifest import EMBEDDING_INPUT, LOGMEL_INPUT, LOGMEL_SHAPE, Variant
+from edgetag.dsp.level import LevelMeter
+from edgetag.dsp.logmel import LogMel
+from edgetag.tagging.bundle import Bundle, load_bundle, starter_path
+from edgetag.tagging.cascade import run_cascade
+from edgetag.tagging.embedding import Embedder
+from edgetag.tagging.stream import EventStream
+
+DEFAULT_HOP_S = 5.0
+Features = dict[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What one window came to: see `edgetag.contract.event.TagsEvent` for the fields."""
+
+    verdict: Verdict
+    level: Level
+    coarse: dict[str, float]
+    fine: dict[str, float]
+    refined: list[str]
+    active: list[str]
+
+
+class Tagger:
+    """A loaded bundle with its front ends and buffers. Not for two threads at once; load one each.
+
+    Example:
+        >>> import numpy as np
+        >>> from edgetag import Tagger
+        >>> rng = np.random.default_rng(0)
+        >>> noise = rng.normal(0, 0.05, 15 * 48_000).astype(np.float32)
+        >>> events = Tagger.load().tag(noise, 48_000)
+        >>> [event.start for event in events]
+        ['1970-01-01T00:00:00.000Z', '1970-01-01T00:00:05.000Z']
+        >>> sorted(events[0].coarse)
+        ['1', '2', '3', '4', '5', '6', '7', '8']
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        manifest = bundle.manifest
+        self.taxonomy = manifest.taxonomy
+        self.thresholds = {id: manifest.thresholds.get(id, 0.5) for id in self.taxonomy.ids}
+        self._logmel = LogMel()
+        self._logmel_buffer = np.empty(LOGMEL_SHAPE, np.float32)
+        self._level = LevelMeter()
+        self._embedder = Embedder(bundle.embedding) if bundle.embedding else None
+        self._check_golden()
+
+    @classmethod
+    def load(cls, bundle: str | Path | None = None, variant: Variant | None = None) -> Self:
+        """Load a bundle directory, or the one that ships; check it whole and run its self-test.
+
+        Raises:
+            BundleError: the bundle is damaged, incomplete, of another format, or its nets do not give
+                the probabilities they gave when it was made.
+        """
+        return cls(load_bundle(Path(bundle) if bundle is not None else starter_path(), variant))
+
+    def tag(
+        self,
+        samples: ArrayLike,
+        sample_rate_hz: int,
+        *,
+        hop_s: float = DEFAULT_HOP_S,
+        sensor: str = "local",
+        start_utc_s: float = 0.0,
+    ) -> list[TagsEvent]:
+        """Tag a recording in rolling ten-second windows: the events that `edgetag replay` prints.
+
+        Args:
+            samples: floats with full scale ±1, or int16. Channels are averaged.
+            sample_rate_hz: any rate; other than 44.1 kHz is resampled.
+            hop_s: seconds from one window's start to the next.
+            sensor: the events' sensor id.
+            start_utc_s: when the first sample was heard, seconds since 1970. By default events count
+                from 1970-01-01T00:00:00, so that `start` reads as the place in the recording.
+
+        Shape: samples [n] or [n, channels]
+
+        Returns:
+            One event a window. The last window ends with the recording; a recording shorter than a
+            window gives one event, untagged (`too_little_audio`) where less than nine tenths is audio.
+
+        Raises:
+            InputError: no samples, another number of dimensions, samples that are not finite, a rate
+                or hop that is not positive.
+        """
+        frames = _as_frames(samples)
+        if sample_rate_hz <= 0:
+            raise InputError(f"the sample rate is {sample_rate_hz} Hz; give the recording's own, above 0")
+        windower = Windower(sample_rate_hz, hop_samples=hop_samples(hop_s))
+        stream = EventStream(self, sensor=sensor)
+        windows = [*windower.feed(Block(0, frames)), *windower.finish()]
+        return [stream.event(window, start_utc_s=start_utc_s) for window in windows]
+
+    def analyse(self, samples: NDArray[np.float32], valid: float = 1.0) -> Analysis:
+        """Level and probabilities of one window, of which the fraction `valid` is real audio.
+
+        Shape: samples [441000] at 44.1 kHz
+        """
+        level = self._level(samples)
+        if valid < MIN_VALID:
+            return Analysis("too_little_audio", level, {}, {}, [], [])
+        if is_silent(samples):
+            coarse, fine = dict.fromkeys(self.taxonomy.coarse_ids, 0.0), dict.fromkeys(self._fine_ids(), 0.0)
+            return Analysis("silent", level, coarse, fine, [], [])
+        features = self.features(samples)
+        found = run_cascade(
+            self._run("root", features),
+            self.bundle.branches,
+            lambda id: self._run(f"branch-{id}", features),
+            taxonomy=self.taxonomy,
+            rule=self.bundle.manifest.cascade,
+        )
+        active = [id for id, p in (found.coarse | found.fine).items() if p >= self.thresholds[id]]
+        return Analysis("tagged", level, found.coarse, found.fine, found.refined, active)
+
+    def info(self, hop_s: float) -> Info:
+        """What subscribers need to read this tagger's events."""
+        return Info(
+            edgetag=version("edgetag"),
+            bundle=self.bundle.manifest.name,
+            bundle_sha256=self.bundle.sha256,
+            taxonomy=self.taxonomy.name,
+            tags={id: self.taxonomy.tags[id].name for id in self.taxonomy.ids},
+            thresholds=self.thresholds,
+            window_s=WINDOW_S,
+            hop_s=hop_s,
+        )
+
+    def features(self, samples: NDArray[np.float32]) -> Features:
+        """The nets' inputs for one window; valid until the next call."""
+        self._logmel(samples, out=self._logmel_buffer[0, 0])
+        features: Features = {LOGMEL_INPUT: self._logmel_buffer}
+        if self._embedder is not None:
+            features[EMBEDDING_INPUT] = self._embedder(samples)
+        return features
+
+    def _run(self, name: str, features: Features) -> list[float]:
+        net = self.bundle.root if name == "root" else self.bundle.branches[name.removeprefix("branch-")]
+        return [round(p, 4) for p in net(features)[0].tolist()]
+
+    def _fine_ids(self) -> list[str]:
+        """Fine tags this bundle can tell: all, unless the root is coarse only."""
+        if self.bundle.manifest.root.outputs == len(self.taxonomy.ids):
+            return list(self.taxonomy.fine_ids)
+        told = [c for c in self.taxonomy.categories if c.single or c.id in self.bundle.branches]
+        return [tag.id for category in told for tag in category.fine]
+
+    def _check_golden(self) -> None:
+        golden, tolerance = self.bundle.golden, self.bundle.manifest.golden.tolerance
+        features = self.features(golden.pcm.astype(np.float32) / 32768)
+        for name, expected in golden.expected.items():
+            difference = float(np.abs(np.asarray(self._run(name, features)) - expected).max())
+            if not difference <= tolerance:
+                raise BundleError(
+                    f"{self.bundle.model}: {name} differs by {difference:.4f} from its golden probabilities, "
+                    f"more than {tolerance}; the bundle does not run correctly on this machine"
+                )
+
+
+def is_silent(samples: NDArray[np.float32]) -> bool:
+    """Whether a window is digital silence (or a constant): nothing a microphone ever delivers."""
+    return float(samples.max() - samples.min()) < 2 * SILENCE_PEAK, WINDOW_S
+
+
+def hop_samples(hop_s: float) -> int:
+    """A hop in samples at 44.1 kHz.
+
+    Raises:
+        InputError: not a positive, finite number of seconds.
+    """
+    if not (np.isfinite(hop_s) and hop_s * SAMPLE_RATE_HZ >= 1):
+        raise InputError(f"the hop is {hop_s} s; give a positive number of seconds, such as {DEFAULT_HOP_S:g}")
+    return round(hop_s * SAMPLE_RATE_HZ)
+
+
+def _as_frames(samples: ArrayLike) -> NDArray[np.float32]:
+    """Shape: [n] or [n, channels] -> [n, channels]"""
+    array = np.asarray(samples)
+    scale = 1 / 32768 if array.dtype == np.int16 else 1.0
+    if array.ndim not in (1, 2) or array.size == 0:
+        raise InputError(f"samples have shape {array.shape}; expected (n,) or (n, channels) with n > 0")
+    if array.dtype != np.int16 and not np.issubdtype(array.dtype, np.floating):
+        raise InputError(f"samples are {array.dtype}; give floats with full scale ±1, or int16")
+    if not np.isfinite(array).all():
+        first = int(np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))[0])
+        raise InputError(f"samples hold values that are not finite, the first at index {first}")
+    frames = array.astype(np.float32) * np.float32(scale)
+    return frames.reshape(len(frames), -1)

@@ -1,0 +1,25 @@
+"""The optional local data folder: tests that need it skip with a reason where it is absent."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+SHARED = Path(os.environ.get("EDGETAG_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The local data folder: real recordings and reference values."""
+    if not SHARED.is_dir():
+        pytest.skip(f"no local data folder at {SHARED} (EDGETAG_SHARED)")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def golden_front_end(shared: Path) -> dict[str, NDArray[np.generic]]:
+    """A street recording with librosa's log-mel and the reference VGGish patches."""
+    with np.load(shared / "golden" / "frontend_street.npz") as stored:
+        return dict(stored)

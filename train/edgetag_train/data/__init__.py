@@ -1,0 +1,1 @@
+"""From recordings and annotations to labelled log-mel windows."""

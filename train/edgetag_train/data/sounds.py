@@ -1,0 +1,172 @@
+"""What scenes are mixed from: isolated clips with tags, backgrounds without, and labelled street recordings.
+
+Everything is mono float32 at 44.1 kHz. Labels are one row per sound in taxonomy order
+(`SONYC_UST.ids`): 1 present, 0 absent, NaN not known.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import soundfile
+from numpy.typing import NDArray
+
+from edgetag.contract.errors import InputError
+from edgetag.contract.frontend import SAMPLE_RATE_HZ, WINDOW_SAMPLES
+from edgetag.contract.taxonomy import SONYC_UST
+from edgetag.dsp.resample import resample
+from edgetag_train.data.annotations import read_annotations
+
+Split = Literal["train", "validate"]
+INDEX = {id: k for k, id in enumerate(SONYC_UST.ids)}
+_FINE_BY_NAME = {tag.name: tag.id for category in SONYC_UST.categories for tag in category.fine}
+_BACKGROUND = "background"
+_HELD_OUT_SHARE = 0.15
+_HELD_OUT_FROM = 10
+"""Tags with fewer recordings than this are too rare to hold any out: all of them train."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sound:
+    """A piece of audio and what is in it.
+
+    Shape: samples [n], labels [37]
+    """
+
+    samples: NDArray[np.float32]
+    labels: NDArray[np.float32]
+    group: str
+    """What must not be divided between splits: the recording that a clip was cut from, or a sensor."""
+
+
+@dataclass(frozen=True)
+class Library:
+    """All that scenes of one split are mixed from."""
+
+    events: tuple[Sound, ...]
+    backgrounds: tuple[Sound, ...]
+    recordings: tuple[Sound, ...]
+
+
+def absent() -> NDArray[np.float32]:
+    """Labels of a sound that holds none of the tags."""
+    return np.zeros(len(SONYC_UST.ids), np.float32)
+
+
+def clip_labels(coarse: Iterable[str], fine_name: str) -> NDArray[np.float32]:
+    """Labels of a clip in categories `coarse` (ids), one of which its fine tag belongs to.
+
+    In the other categories some fine tag is present, but not known which.
+    """
+    labels = absent()
+    for category in map(SONYC_UST.category, coarse):
+        labels[INDEX[category.id]] = 1
+        names = [tag.name for tag in category.fine]
+        for tag in category.fine:
+            known = fine_name in names
+            labels[INDEX[tag.id]] = float(tag.name == fine_name) if known else np.nan
+    return labels
+
+
+def split_of(recording_id: str, n_recordings: int) -> Split:
+    """Which split a clip's recording belongs to: by a hash of its id, so that new clips move no old one.
+
+    Args:
+        recording_id: what the clip was cut from.
+        n_recordings: how many recordings its rarest tag has.
+    """
+    held_out = hashlib.sha256(recording_id.encode()).digest()[0] < 256 * _HELD_OUT_SHARE
+    return "validate" if held_out and n_recordings >= _HELD_OUT_FROM else "train"
+
+
+def read_mono(path: Path) -> NDArray[np.float32]:
+    """A whole file, channels averaged, at 44.1 kHz.
+
+    Raises:
+        InputError: the file is missing or is not audio.
+    """
+    try:
+        samples, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, OSError) as error:
+        raise InputError(f"{path}: cannot be read as audio ({error})") from error
+    return resample(samples.mean(axis=1, dtype=np.float32), rate_hz, SAMPLE_RATE_HZ)
+
+
+def read_clips(folder: Path, split: Split) -> tuple[tuple[Sound, ...], tuple[Sound, ...]]:
+    """Events and backgrounds of `folder/manifest.csv` whose recording belongs to `split`.
+
+    Columns used: `path`, `coarse` (`;` between several), `fine`, `recording_id`.
+
+    Raises:
+        InputError: no manifest, a column is missing, or a clip cannot be read.
+    """
+    try:
+        manifest = pd.read_csv(folder / "manifest.csv", dtype=str)
+        manifest = manifest[["path", "coarse", "fine", "recording_id"]]
+    except (OSError, KeyError, ValueError) as error:
+        raise InputError(f"{folder}/manifest.csv: {error}") from error
+    n_recordings = manifest.groupby("fine").recording_id.nunique()
+    rarest = n_recordings[manifest.fine].groupby(manifest.recording_id.to_numpy()).min()
+    events, backgrounds = [], []
+    for path, coarse, fine, recording_id in manifest.itertuples(index=False):
+        if split_of(recording_id, rarest[recording_id]) != split:
+            continue
+        samples = read_mono(folder / path)
+        if coarse == _BACKGROUND:
+            backgrounds.append(Sound(samples, absent(), recording_id))
+        else:
+            ids = [label.split("_")[0] for label in coarse.split(";")]
+            events.append(Sound(samples, clip_labels(ids, fine), recording_id))
+    return tuple(events), tuple(backgrounds)
+
+
+def read_recordings(folder: Path, split: str) -> tuple[Sound, ...]:
+    """Annotated street recordings of `folder/annotations.csv` (SONYC-UST schema), audio in `folder/audio`.
+
+    Each is cut or repeated to one window: SONYC-UST recordings are ten seconds long, give or take a frame.
+    A category known to be absent makes its fine tags absent; a single fine tag copies its category.
+
+    Raises:
+        InputError: the table or a recording cannot be read.
+    """
+    table = read_annotations(folder / "annotations.csv").of_split(split)
+    return tuple(
+        Sound(np.resize(read_mono(folder / "audio" / filename), WINDOW_SAMPLES), complete(row), f"sensor {sensor}")
+        for filename, row, sensor in zip(table.filenames, table.binary(), table.sensor_id, strict=True)
+    )
+
+
+def complete(labels: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Fill in the fine labels that follow from the coarse ones. Shape: [37] -> [37]"""
+    labels = labels.copy()
+    for category in SONYC_UST.categories:
+        present = labels[INDEX[category.id]]
+        for tag in category.fine:
+            if np.isnan(labels[INDEX[tag.id]]) and (present == 0 or category.single):
+                labels[INDEX[tag.id]] = present
+    return labels
+
+
+def read_library(data: Path, split: Split) -> Library:
+    """Everything under `data/clips` and `data/sonyc` that belongs to `split`."""
+    events, backgrounds = read_clips(data / "clips", split)
+    return Library(events, backgrounds, read_recordings(data / "sonyc", split))
+
+
+def describe(data: Path) -> dict[str, object]:
+    """What a bundle's manifest says of the recordings it was trained on: counts, licences, sources."""
+    manifest = pd.read_csv(data / "clips" / "manifest.csv", dtype=str)
+    recordings = read_annotations(data / "sonyc" / "annotations.csv").of_split("train")
+    return {
+        "street_recordings": len(recordings.filenames),
+        "street_sensors": sorted(set(recordings.sensor_id), key=int),
+        "street_source": "SONYC-UST (Cartwright et al.), CC BY 4.0",
+        "clips": len(manifest),
+        "clip_recordings": int(manifest.recording_id.nunique()),
+        "clip_licences": manifest.licence.value_counts().to_dict(),
+        "clip_sources": sorted(set(manifest.source_repo)),
+    }
