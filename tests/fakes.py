@@ -79,13 +79,22 @@ class Published:
     def kind(self) -> str:
         return self.topic.rpartition("/")[2]
 
+    @property
+    def seq(self) -> int | None:
+        """The event's sequence number; None for other messages."""
+        return msgspec.json.decode(self.payload, type=TagsEvent).seq if self.kind == "tags" else None
+
+
+Answer = Callable[[int], bytes | None]
+OnPublish = Callable[[Published], bytes | None]
+
 
 def accept(level: int) -> bytes:
     """CONNACK: welcome."""
     return b"\x20\x03\x00\x00\x00" if level == 5 else b"\x20\x02\x00\x00"
 
 
-def refuse(mqtt5_code: int, mqtt311_code: int) -> Callable[[int], bytes]:
+def refuse(mqtt5_code: int, mqtt311_code: int) -> Answer:
     """CONNACK: go away, because."""
     return lambda level: bytes([0x20, 3, 0, mqtt5_code, 0] if level == 5 else [0x20, 2, 0, mqtt311_code])
 
@@ -104,8 +113,8 @@ class FakeBroker:
 
     def __init__(
         self,
-        answer: Callable[[int], bytes | None] = accept,
-        on_publish: Callable[[Published], bytes | None] = acknowledge,
+        answer: Answer = accept,
+        on_publish: OnPublish = acknowledge,
     ) -> None:
         self._answer = answer
         self._on_publish = on_publish
@@ -148,7 +157,7 @@ class FakeBroker:
             reply: bytes | None = NOTHING
             match header & 0xF0:
                 case 0x10:  # CONNECT
-                    level = body[6]
+                    level = body[2 + body[1]]  # after the protocol's name, "MQTT" or "MQIsdp"
                     self.levels.append(level)
                     reply = self._answer(level)
                 case 0x30:  # PUBLISH
@@ -160,13 +169,16 @@ class FakeBroker:
                 case 0xE0:  # DISCONNECT
                     self.goodbyes += 1
             if reply is HANG_UP:
+                # Close the sending half and read on to the client's own end: with something unread,
+                # the kernel would send a reset, which throws away what the client has not read yet.
+                self._connection.shutdown(socket.SHUT_WR)
+                read(-1)
                 return
             self._connection.sendall(reply)
 
     def seqs(self) -> list[int]:
         """Sequence numbers of the events, as they came in."""
-        tags = [message.payload for message in self.published if message.kind == "tags"]
-        return [msgspec.json.decode(payload, type=TagsEvent).seq for payload in tags]
+        return [message.seq for message in self.published if message.seq is not None]
 
 
 def _read_packet(read: Callable[[int], bytes]) -> tuple[int, bytes] | None:

@@ -53,7 +53,9 @@ def mean_embedding_net() -> bytes:
     """`patches` -> `embedding`: every feature is its patch's mean."""
     shape = numpy_helper.from_array(np.array([PATCHES_SHAPE[0], -1], np.int64), "shape")
     size = PATCHES_SHAPE[1] * PATCHES_SHAPE[2]
-    weights = numpy_helper.from_array(np.full((size, EMBEDDING_OUTPUT_SHAPE[1]), 1 / size, np.float32), "weights")
+    weights = numpy_helper.from_array(
+        np.full((size, EMBEDDING_OUTPUT_SHAPE[1]), 1 / size, np.float32), "weights"
+    )
     nodes = [
         helper.make_node("Reshape", [PATCHES_INPUT, "shape"], ["flat"]),
         helper.make_node("MatMul", ["flat", "weights"], [EMBEDDING_INPUT]),

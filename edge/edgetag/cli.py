@@ -19,7 +19,7 @@ import typer
 
 from edgetag.contract.errors import EdgetagError, InputError
 from edgetag.contract.event import DEFAULT_PREFIX
-from edgetag.contract.frontend import MIN_VALID, SAMPLE_RATE_HZ, WINDOW_S
+from edgetag.contract.frontend import MIN_VALID, WINDOW_S
 
 if TYPE_CHECKING:
     from edgetag.capture.source import Block, Source
@@ -37,7 +37,6 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 internal error, 2 usage or input, 3 bundle, 4 network, 130 interrupted.",
 )
 
-BROKEN_PIPE_EXIT = 0
 INTERRUPTED_EXIT = 130
 
 
@@ -60,9 +59,6 @@ def main() -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED_EXIT)
-    except BrokenPipeError:  # `edgetag replay … | head -1`: the reader has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(BROKEN_PIPE_EXIT)
 
 
 @app.callback(invoke_without_command=True)
@@ -78,15 +74,19 @@ def _root(
 
 @app.command()
 def replay(
-    files: Annotated[list[str], typer.Argument(help="WAV, FLAC, OGG or MP3 files; - reads a WAV from stdin.")],
+    files: Annotated[
+        list[str], typer.Argument(help="WAV, FLAC, OGG or MP3 files; - reads a WAV from stdin.")
+    ],
     hop: Annotated[float, typer.Option("--hop", help="Seconds from one window's start to the next.")] = 5.0,
-    format: Annotated[  # noqa: A002 - the option's name
+    format: Annotated[
         Format | None, typer.Option("--format", help="What to print; json if nothing is published.")
     ] = None,
     mqtt: Annotated[
         str | None, typer.Option("--mqtt", help="Publish to a broker: mqtt://[user:password@]host[:port]")
     ] = None,
-    realtime: Annotated[bool, typer.Option("--realtime", help="As fast as it was heard, not faster.")] = False,
+    realtime: Annotated[
+        bool, typer.Option("--realtime", help="As fast as it was heard, not faster.")
+    ] = False,
     bundle: Annotated[
         Path | None, typer.Option("--bundle", help="Bundle directory; the starter bundle if absent.")
     ] = None,
@@ -113,12 +113,14 @@ def replay(
     tagger = Tagger.load(bundle)
     stream = EventStream(tagger, sensor=sensor or _default_sensor())
     failed = 0
-    with ExitStack() as stack:
+    with _reader_may_leave(), ExitStack() as stack:
         sink = stack.enter_context(_sink(tagger, stream, format, mqtt, prefix, hop))
         show_progress = sys.stderr.isatty() and not (sys.stdout.isatty() and (format or not mqtt))
         for file in files:
             try:
-                _replay_one(file, stream, sink, hop_samples, start, realtime=realtime, show_progress=show_progress)
+                _replay_one(
+                    file, stream, sink, hop_samples, start, realtime=realtime, show_progress=show_progress
+                )
             except InputError as error:
                 _complain(error)
                 failed += 1
@@ -153,10 +155,10 @@ def _replay_one(
         InputError: it cannot be read, broke off, is too short, or holds samples that are no numbers; what
             could be tagged has been.
     """
-    from edgetag.capture.file import open_source
+    from edgetag.capture.file import open_recording
     from edgetag.daemon import real_time, run
 
-    with open_source(file) as source:
+    with open_recording(file) as source:
         duration_s = source.duration_s
         start_utc_s = start.replace(tzinfo=UTC).timestamp() if start else time.time()
         if not (start or realtime):
@@ -188,23 +190,34 @@ def _check_heard(file: str, summary: "Summary") -> None:
         )
     if summary.n_windows and summary.n_windows == summary.verdicts["too_little_audio"]:
         raise InputError(
-            f"{file}: {summary.audio_s:.1f} s of audio; a {WINDOW_S}-s window needs {MIN_VALID * WINDOW_S:.1f} s; not tagged"
+            f"{file}: {summary.audio_s:.1f} s of audio; a {WINDOW_S}-s window needs "
+            f"{MIN_VALID * WINDOW_S:.1f} s; not tagged"
         )
 
 
 def _sink(
-    tagger: "Tagger", stream: "EventStream", format: Format | None, mqtt: str | None, prefix: str, hop_s: float
+    tagger: "Tagger",
+    stream: "EventStream",
+    format: Format | None,
+    mqtt: str | None,
+    prefix: str,
+    hop_s: float,
 ) -> "Sink":
     """Where events go: to the broker if there is one, to stdout if a format is named or there is none."""
     from edgetag.delivery.sink import Tee
 
     sinks: list[Sink] = []
     if mqtt is not None:
-        from edgetag.delivery.mqtt import MqttPublisher, parse_url
+        from edgetag.delivery.address import parse_url
+        from edgetag.delivery.mqtt import MqttPublisher
 
         sinks.append(
             MqttPublisher(
-                parse_url(mqtt), sensor=stream.sensor, info=tagger.info(hop_s), boot_id=stream.boot, prefix=prefix
+                parse_url(mqtt),
+                sensor=stream.sensor,
+                info=tagger.info(hop_s),
+                boot_id=stream.boot,
+                prefix=prefix,
             )
         )
     if format is not None or mqtt is None:
@@ -231,12 +244,27 @@ def _stdout_sink(tagger: "Tagger", format: Format) -> "Sink":
 
 
 @contextmanager
+def _reader_may_leave() -> Iterator[None]:
+    """`edgetag replay … | head -1`: a reader who has had enough is no error."""
+    try:
+        yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing left to flush into
+        raise typer.Exit from None
+
+
+@contextmanager
 def _progress(source: "Source", duration_s: float | None) -> Iterator[Callable[["Block"], None]]:
     """A bar on stderr, over the recording's length where it is known."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f} s"), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f} s"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(source.name, total=duration_s)
         yield lambda block: progress.advance(task, len(block.frames) / source.rate_hz)

@@ -14,7 +14,7 @@ from edgetag.tagging.stream import EventStream
 
 @dataclass
 class Summary:
-    """What a run came to. `audio_s` counts what was delivered, `not_finite` its samples that were no numbers."""
+    """What a run came to. `audio_s` is what was delivered, `not_finite` its frames that were no numbers."""
 
     verdicts: Counter[Verdict] = field(default_factory=Counter)
     audio_s: float = 0.0

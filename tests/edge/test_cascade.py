@@ -15,12 +15,14 @@ BRANCHES = SONYC_UST.branch_ids
 probability = st.floats(0, 1)
 
 
-def branch(id: str) -> list[float]:  # noqa: A002
+def branch(id: str) -> list[float]:
     """A branch net's answer that no root in these tests gives: 0.9 for its first tag."""
     return [0.9] + [0.01] * (len(SONYC_UST.category(id).fine) - 1)
 
 
-def cascade(root: list[float], rule: Cascade = THRESHOLD, branches: tuple[str, ...] = BRANCHES) -> Probabilities:
+def cascade(
+    root: list[float], rule: Cascade = THRESHOLD, branches: tuple[str, ...] = BRANCHES
+) -> Probabilities:
     return run_cascade(root, branches, branch, taxonomy=SONYC_UST, rule=rule)
 
 

@@ -10,7 +10,6 @@ import sys
 import jsonschema
 import msgspec
 import pytest
-from fakes import tags_event
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
@@ -20,6 +19,7 @@ from edgetag.contract.event import Audio, Level, TagsEvent, encode, json_schema
 from edgetag.contract.taxonomy import SONYC_UST, Taxonomy
 from edgetag.delivery.stdout import Csv, JsonLines
 from edgetag.delivery.table import WIDE_COLUMNS, Table
+from fakes import tags_event
 
 EVENTS = [
     tags_event(0),
@@ -249,7 +249,7 @@ def test_ascii_terminals_get_ascii_bars() -> None:
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     table_of(*EVENTS, file=stream, width=WIDE_COLUMNS)
     stream.flush()
-    assert b"@@@" in stream.buffer.getvalue()  # type: ignore[attr-defined]
+    assert b"@@@" in stream.buffer.getvalue()
 
 
 def test_a_taxonomy_of_ones_own_gets_its_own_columns() -> None:

@@ -12,7 +12,9 @@ from edgetag.dsp.vggish_logmel import VggishLogMel
 def test_equals_the_reference(golden_front_end: dict[str, NDArray[np.generic]]) -> None:
     """A real street recording at 16 kHz gives the reference's ten patches."""
     samples = golden_front_end["pcm16000"].astype(np.float32) / 32768
-    np.testing.assert_allclose(VggishLogMel()(samples), golden_front_end["vggish_examples"], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(
+        VggishLogMel()(samples), golden_front_end["vggish_examples"], rtol=0, atol=1e-4
+    )
 
 
 def test_silence_reads_the_log_offset() -> None:

@@ -1,1 +1,1 @@
-"""The offline trainer: recordings and annotations in, a bundle out. Runs on a workstation, never on a sensor."""
+"""The offline trainer: recordings and annotations in, a bundle out. It never runs on a sensor."""

@@ -12,7 +12,8 @@ app = typer.Typer(no_args_is_help=True, help="Train, evaluate and export models 
 
 RecipeArgument = Annotated[str, typer.Argument(help="Name of a recipe that ships, or a .yaml file.")]
 DataOption = Annotated[
-    Path, typer.Option("--data", help="Folder with clips/manifest.csv and sonyc/annotations.csv.", exists=True)
+    Path,
+    typer.Option("--data", help="Folder with clips/manifest.csv and sonyc/annotations.csv.", exists=True),
 ]
 
 
@@ -63,14 +64,18 @@ def export(
     run: Annotated[Path, typer.Argument(help="Run directory of `edgetag train fit`.")],
     data: DataOption,
     out: Annotated[Path, typer.Option("--out", help="Bundle directory to write.")],
-    fp32: Annotated[bool, typer.Option("--fp32/--no-fp32", help="Ship the fp32 nets beside the int8 ones.")] = False,
+    fp32: Annotated[
+        bool, typer.Option("--fp32/--no-fp32", help="Ship the fp32 nets beside the int8 ones.")
+    ] = False,
     licence: Annotated[str, typer.Option("--licence", help="Licence of the bundle.")] = "unspecified",
     summary: Annotated[str, typer.Option("--summary", help="One line for people.")] = "",
-    version: Annotated[str, typer.Option("--version", help="The bundle's version; today's date if absent.")] = "",
+    version: Annotated[
+        str, typer.Option("--version", help="The bundle's version; today's date if absent.")
+    ] = "",
 ) -> None:
     """Export a run to ONNX (int8, and fp32 on demand), score it on the validate split, write the bundle.
 
-    Example: edgetag train export runs/starter --data ../shared/audio --out runs/bundle --licence "CC BY-SA 4.0"
+    Example: edgetag train export runs/starter --data ../shared/audio --out runs/bundle
     """
     from edgetag_train.export import export_run
 

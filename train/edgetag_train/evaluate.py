@@ -1,4 +1,4 @@
-"""Score a bundle on annotated recordings: what the sensor would publish, judged by the challenge's metrics."""
+"""Score a bundle on annotated recordings: what a sensor would publish, by the challenge's metrics."""
 
 from collections.abc import Sequence
 from pathlib import Path

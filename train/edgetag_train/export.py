@@ -41,7 +41,7 @@ from edgetag.dsp.logmel import LogMel
 from edgetag.tagging.bundle import OnnxNet
 from edgetag.tagging.tagger import Tagger
 from edgetag_train.data.features import Windows, mix_scenes
-from edgetag_train.data.sounds import INDEX, describe
+from edgetag_train.data.sounds import INDEX, describe, read_recordings
 from edgetag_train.evaluate import score_bundle
 from edgetag_train.fit.system import ROOT, load_net, net_names, outputs
 from edgetag_train.models.cnn import TaggingNet
@@ -50,6 +50,7 @@ from edgetag_train.recipe import Recipe
 log = structlog.get_logger("edgetag.train")
 OPSET = 18
 N_CALIBRATION_WINDOWS = 200
+PRIOR_RECORDINGS = 10
 GOLDEN_START_S = 20
 VARIANTS: tuple[Variant, ...] = ("fp32", "int8")
 
@@ -113,25 +114,36 @@ def export_int8(fp32: Path, path: Path, calibration: NDArray[np.float16]) -> Non
     prepared.unlink()
 
 
-def prior_shift(windows: Windows, prior: dict[str, float], ids: tuple[str, ...]) -> NDArray[np.float32]:
+def prior_shift(
+    scenes: NDArray[np.float32], street: NDArray[np.float32], ids: tuple[str, ...]
+) -> NDArray[np.float32]:
     """What to add to each logit so that it speaks for the street's class priors, not for the scenes'.
 
     Bayes' rule for a change of prior: logit(street) − logit(scenes), per category, the same for its fine
-    tags; 0 where no prior is given. Saerens, Latinne & Decaestecker (2002), equation 2.4.
+    tags (Saerens, Latinne & Decaestecker 2002, equation 2.4). The street's share of a category is counted
+    as if ten more recordings had been heard there with the scenes' share.
+
+    Shape: scenes [n, 37], street [m, 37] labels -> [len(ids)]
     """
-    shift = np.zeros(len(ids), np.float32)
-    for k, id in enumerate(ids):
-        category = id.split("-")[0]
-        if category in prior:
-            scenes = float(np.nanmean(windows.labels[:, INDEX[category]]))
-            shift[k] = _logit(prior[category]) - _logit(min(max(scenes, 1e-3), 1 - 1e-3))
-    return shift
+    share = np.clip(np.nanmean(scenes, axis=0), 1e-3, 1 - 1e-3)
+    heard, known = np.nansum(street, axis=0), np.sum(~np.isnan(street), axis=0)
+    prior = (heard + PRIOR_RECORDINGS * share) / (known + PRIOR_RECORDINGS)
+    shift = np.log(prior / (1 - prior)) - np.log(share / (1 - share))
+    return np.array([shift[INDEX[id.split("-")[0]]] for id in ids], np.float32)
 
 
 def write_bundle(
-    run: Path, out: Path, recipe: Recipe, windows: Windows, variants: tuple[Variant, ...], about: dict[str, str]
+    run: Path,
+    out: Path,
+    recipe: Recipe,
+    windows: Windows,
+    street: NDArray[np.float32],
+    variants: tuple[Variant, ...],
+    about: dict[str, str],
 ) -> Manifest:
-    """Export every net of a run into the bundle directory `out`, with `about` (version, licence, …) in the manifest.
+    """Export every net of a run into the directory `out`, with `about` (version, licence, …) in the manifest.
+
+    Shape: street [m, 37], labels of the recordings whose class priors the root shall speak for; m may be 0
 
     Raises:
         InputError: the run lacks its root, or `out` holds other files than a bundle's.
@@ -146,10 +158,16 @@ def write_bundle(
     for name in net_names():
         if name != ROOT and not (run / f"{name}.pt").exists():
             continue
-        files = _export_net(run, out, name, recipe, windows, windows.logmel[chosen], variants)
+        shift = np.zeros(len(outputs(name)), np.float32)
+        if name == ROOT and len(street):  # a branch speaks of windows that its category is in
+            shift = prior_shift(windows.labels, street, outputs(name))
+        net = load_net(run, name, recipe.root if name == ROOT else recipe.branch)
+        files = _export_net(net, shift, out / name, windows.logmel[chosen], variants)
         nets[name] = Net(len(outputs(name)), files)
         for variant, file in files.items():
-            expected[f"{name}_{variant}"] = OnnxNet((out / file.file).read_bytes(), name)({LOGMEL_INPUT: logmel})[0]
+            expected[f"{name}_{variant}"] = OnnxNet((out / file.file).read_bytes(), name)(
+                {LOGMEL_INPUT: logmel}
+            )[0]
     np.savez_compressed(out / "golden.npz", pcm=pcm, **expected)
     manifest = Manifest(
         format=FORMAT,
@@ -169,8 +187,10 @@ def write_bundle(
     return manifest
 
 
-def export_run(run: Path, data: Path, out: Path, variants: tuple[Variant, ...], about: dict[str, str]) -> None:
-    """Export a run, then score the bundle just written on the validate recordings and state the figures in it.
+def export_run(
+    run: Path, data: Path, out: Path, variants: tuple[Variant, ...], about: dict[str, str]
+) -> None:
+    """Export a run, score the bundle just written on the validate recordings, and state the figures in it.
 
     Raises:
         InputError: the run is not complete or the data cannot be read.
@@ -180,7 +200,8 @@ def export_run(run: Path, data: Path, out: Path, variants: tuple[Variant, ...], 
     except OSError as error:
         raise InputError(f"{run} is no run directory ({error}); make one with: edgetag train fit") from error
     windows = mix_scenes(data, run / "scenes", recipe.scenes, n_scenes=recipe.n_scenes, seed=recipe.seed)
-    manifest = write_bundle(run, out, recipe, windows, variants, about)
+    street = np.array([sound.labels for sound in read_recordings(data / "sonyc", "train")])
+    manifest = write_bundle(run, out, recipe, windows, street, variants, about)
     metrics = score_bundle(Tagger.load(out), data, "validate")
     provenance = {"recipe": msgspec.to_builtins(recipe), "data": describe(data)}
     manifest = msgspec.structs.replace(manifest, metrics=metrics, training=provenance)
@@ -201,40 +222,34 @@ def golden_window() -> NDArray[np.int16]:
 
 
 def _export_net(
-    run: Path,
-    out: Path,
-    name: str,
-    recipe: Recipe,
-    windows: Windows,
+    net: TaggingNet,
+    shift: NDArray[np.float32],
+    stem: Path,
     calibration: NDArray[np.float16],
     variants: tuple[Variant, ...],
 ) -> dict[Variant, File]:
-    """A branch speaks of windows that its category is in: no prior of the street applies to it."""
-    settings = recipe.root if name == ROOT else recipe.branch
-    prior = recipe.street_prior if name == ROOT else {}
-    fp32, int8 = out / f"{name}.fp32.onnx", out / f"{name}.int8.onnx"
-    export_fp32(load_net(run, name, settings), prior_shift(windows, prior, outputs(name)), fp32)
+    paths: dict[Variant, Path] = {v: stem.with_name(f"{stem.name}.{v}.onnx") for v in VARIANTS}
+    export_fp32(net, shift, paths["fp32"])
     if "int8" in variants:
-        export_int8(fp32, int8, calibration)
+        export_int8(paths["fp32"], paths["int8"], calibration)
     if "fp32" not in variants:
-        fp32.unlink()
-    paths: dict[Variant, Path] = {"fp32": fp32, "int8": int8}
-    log.info("exported", net=name, **{v: f"{paths[v].stat().st_size / 1e6:.2f} MB" for v in variants})
-    return {variant: File(paths[variant].name, _sha256(paths[variant])) for variant in variants}
+        paths["fp32"].unlink()
+    log.info("exported", net=stem.name, **{v: f"{paths[v].stat().st_size / 1e6:.2f} MB" for v in variants})
+    return {v: File(paths[v].name, _sha256(paths[v])) for v in variants}
 
 
 def _empty(out: Path) -> None:
     """Make room for a bundle; only a bundle's own files are ever deleted."""
     out.mkdir(parents=True, exist_ok=True)
-    if strangers := [p.name for p in out.iterdir() if p.suffix not in {".onnx", ".npz"} and p.name != MANIFEST_NAME]:
-        raise InputError(f"{out} holds {', '.join(sorted(strangers))}, which no bundle does; choose an empty folder")
+    if strangers := [
+        p.name for p in out.iterdir() if p.suffix not in {".onnx", ".npz"} and p.name != MANIFEST_NAME
+    ]:
+        raise InputError(
+            f"{out} holds {', '.join(sorted(strangers))}, which no bundle does; choose an empty folder"
+        )
     for file in out.iterdir():
         file.unlink()
 
 
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _logit(p: float) -> float:
-    return float(np.log(p / (1 - p)))

@@ -40,11 +40,7 @@ class Fit(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A whole system: scenes, root net, branch nets, cascade.
-
-    `street_prior` is the share of street windows that hold a coarse tag; scenes are mixed to be balanced,
-    so the root's logits are moved to it at export.
-    """
+    """A whole system: scenes, root net, branch nets, cascade."""
 
     name: str
     seed: int
@@ -53,7 +49,6 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     root: Fit
     branch: Fit
     cascade: Cascade = msgspec.field(default_factory=Cascade)
-    street_prior: dict[str, float] = msgspec.field(default_factory=dict)
 
 
 def read_recipe(name: str) -> Recipe:

@@ -28,6 +28,17 @@ class Block:
     frames: NDArray[np.float32]
 
 
+class DamagedAudio(InputError):  # noqa: N818 - it names what was found
+    """A recording broke off; all blocks before the damage, `decoded_s` seconds, have been delivered."""
+
+    def __init__(self, name: str, decoded_s: float, reason: str) -> None:
+        super().__init__(
+            f"{name}: only {decoded_s:.2f} s could be decoded, {reason}; "
+            "that much is used, for the rest copy or convert the recording again"
+        )
+        self.decoded_s = decoded_s
+
+
 class Source(Protocol):
     """One stream of audio, read once. The test's fake can lose blocks; so can a microphone.
 

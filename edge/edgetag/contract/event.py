@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-TAGS_SCHEMA = "edgetag.tags/1"
 DEFAULT_PREFIX = "sonyc/v1"
 
 Probability = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -66,7 +65,7 @@ class TagsEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
         source: what was replayed (a file's name); absent for a microphone.
     """
 
-    schema: Literal["edgetag.tags/1"] = TAGS_SCHEMA
+    schema: Literal["edgetag.tags/1"] = "edgetag.tags/1"
     sensor: str
     boot: str
     seq: Count
@@ -137,7 +136,9 @@ def timestamp(utc_s: float) -> str:
     >>> timestamp(1.2345)
     '1970-01-01T00:00:01.234Z'
     """
-    return datetime.fromtimestamp(round(utc_s, 3), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return (
+        datetime.fromtimestamp(round(utc_s, 3), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    )
 
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"

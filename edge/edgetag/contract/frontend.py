@@ -1,4 +1,4 @@
-"""The numbers of both front ends. Each is derived from the ones above it; everything else imports the names."""
+"""The numbers of both front ends, each derived from the ones above it; everything else imports the names."""
 
 from typing import Literal
 

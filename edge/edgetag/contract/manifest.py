@@ -6,7 +6,14 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from edgetag.contract.errors import BundleError
-from edgetag.contract.frontend import LOGMEL, N_FRAMES, N_MELS, VGGISH_EMBEDDING_SIZE, VGGISH_N_PATCHES, FrontEnd
+from edgetag.contract.frontend import (
+    LOGMEL,
+    N_FRAMES,
+    N_MELS,
+    VGGISH_EMBEDDING_SIZE,
+    VGGISH_N_PATCHES,
+    FrontEnd,
+)
 from edgetag.contract.taxonomy import Taxonomy
 
 FORMAT = "edgetag.bundle/1"
@@ -31,7 +38,12 @@ class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sha256: Sha256
 
     def __post_init__(self) -> None:
-        if not self.file or PurePosixPath(self.file).name != self.file or self.file.startswith(".") or "\\" in self.file:
+        if (
+            not self.file
+            or PurePosixPath(self.file).name != self.file
+            or self.file.startswith(".")
+            or "\\" in self.file
+        ):
             raise ValueError(f"{self.file!r} is not a plain file name inside the bundle")
 
 
@@ -108,8 +120,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             if id not in taxonomy.branch_ids:
                 raise BundleError(f"branch {id!r} refines no category of {taxonomy.name}")
             if net.outputs != (expected := len(taxonomy.category(id).fine)):
-                raise BundleError(f"branch {id} has {net.outputs} outputs, its category has {expected} fine tags")
+                raise BundleError(
+                    f"branch {id} has {net.outputs} outputs, its category has {expected} fine tags"
+                )
         if unknown := set(self.thresholds) - set(taxonomy.ids):
             raise BundleError(f"thresholds name unknown tags: {', '.join(sorted(unknown))}")
         if (self.embedding is None) != (self.fusion == "none"):
-            raise BundleError(f"fusion is {self.fusion!r} but the embedding is {self.embedding and self.embedding.kind}")
+            raise BundleError(
+                f"fusion is {self.fusion!r} but the embedding is {self.embedding and self.embedding.kind}"
+            )

@@ -39,10 +39,6 @@ _MQTT5_PATIENCE_S = 2
 _MAX_RECONNECT_DELAY_S = 8
 _N_ANNOUNCEMENTS = 2  # status and info, said again after a reconnect
 
-Version = Literal["auto", "5", "3.1.1"]
-
-_PROTOCOLS = {"5": MQTTProtocolVersion.MQTTv5, "3.1.1": MQTTProtocolVersion.MQTTv311}
-
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger("edgetag.mqtt")
 
 
@@ -98,7 +94,6 @@ class MqttPublisher(Sink):
         connect_timeout_s: from the first attempt to the broker's answer, name resolution aside.
         ack_timeout_s: longest wait without any acknowledgement.
         max_in_flight: most unacknowledged events before `deliver` waits; fewer if the broker asks.
-        version: of MQTT, for a broker that is known; "auto" finds out, which can take two seconds.
 
     Raises:
         InputError: `sensor` or `prefix` cannot be part of a topic.
@@ -115,7 +110,6 @@ class MqttPublisher(Sink):
         connect_timeout_s: float = 10,
         ack_timeout_s: float = 30,
         max_in_flight: int = 20,
-        version: Version = "auto",
     ) -> None:
         self._address = address
         self._sensor = check_sensor(sensor)
@@ -125,7 +119,6 @@ class MqttPublisher(Sink):
         self._connect_timeout_s = connect_timeout_s
         self._ack_timeout_s = ack_timeout_s
         self._max_in_flight = max_in_flight
-        self._version: Version = version
 
         self._client: Client | None = None
         self._notices: queue.SimpleQueue[_Notice] = queue.SimpleQueue()
@@ -135,7 +128,7 @@ class MqttPublisher(Sink):
         self._failed = False
         self._last_loss = ""
         # Read by the network thread:
-        self._announced = False
+        self._announce_again = False  # on a reconnect
         self._leaving = False
 
     def __enter__(self) -> Self:
@@ -152,7 +145,7 @@ class MqttPublisher(Sink):
             for kind, message in self._announcement("connected"):
                 self._publish(kind, message, retain=True)
             self._wait_until(lambda: not self._in_flight)
-            self._announced = True
+            self._announce_again = True
         except BaseException:
             self._abandon()
             raise
@@ -188,6 +181,7 @@ class MqttPublisher(Sink):
 
     def _end(self) -> None:
         self._wait_until(lambda: self._connected and not self._in_flight)
+        self._announce_again = False  # or "online" might have the last word after a reconnect
         self._publish("status", self._status("offline", "ended"), retain=True)
         self._wait_until(lambda: not self._in_flight)
         self._leaving = True
@@ -214,14 +208,12 @@ class MqttPublisher(Sink):
 
     def _connect(self) -> Client:
         deadline_s = time.monotonic() + self._connect_timeout_s
-        if self._version != "auto":
-            return self._attempt(_PROTOCOLS[self._version], deadline_s)
         patience_s = min(_MQTT5_PATIENCE_S, self._connect_timeout_s / 2)
         try:
-            return self._attempt(_PROTOCOLS["5"], deadline_s, patience_s)
+            return self._attempt(MQTTProtocolVersion.MQTTv5, deadline_s, patience_s)
         except _NotUnderstoodError:
             _log.info("mqtt.fallback", broker=str(self._address), version="3.1.1")
-            return self._attempt(_PROTOCOLS["3.1.1"], deadline_s)
+            return self._attempt(MQTTProtocolVersion.MQTTv311, deadline_s)
 
     def _attempt(
         self, protocol: MQTTProtocolVersion, deadline_s: float, patience_s: float = float("inf")
@@ -273,7 +265,7 @@ class MqttPublisher(Sink):
             case _Lost():
                 raise _NotUnderstoodError(f"{self._address} hung up without an answer: is it an MQTT broker?")
             case _Refused(reason) if str(reason) == "Unsupported protocol version":
-                raise _NotUnderstoodError(f"{self._address} does not speak this version of MQTT")
+                raise _NotUnderstoodError(f"{self._address} speaks none of MQTT 5, 3.1.1 and 3.1")
             case _Refused(reason):
                 raise NetworkError(self._refusal(reason))
             case _:
@@ -395,7 +387,7 @@ class MqttPublisher(Sink):
             return
         version = "5" if client.protocol == MQTTProtocolVersion.MQTTv5 else "3.1.1"
         _log.info("mqtt.connected", broker=str(self._address), sensor=self._sensor, version=version)
-        if self._announced:  # the last will has been published meanwhile, or the broker has forgotten us
+        if self._announce_again:  # the last will has been published meanwhile, or the broker has forgotten us
             for kind, message in self._announcement("reconnected"):
                 self._send(client, kind, message, retain=True)
         self._notices.put(_Connected(getattr(answer, "ReceiveMaximum", 0xFFFF)))
@@ -409,7 +401,7 @@ class MqttPublisher(Sink):
 
     def _log_trouble(self, what: str, reason: ReasonCode) -> None:
         """While still connecting, trouble ends in an exception, or in another attempt."""
-        if self._announced:
+        if self._client is not None:
             _log.warning(what, broker=str(self._address), reason=str(reason))
 
     def _on_publish(

@@ -1,5 +1,7 @@
 """The one interface between the data path and every way out of it."""
 
+from collections.abc import Sequence
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -20,7 +22,32 @@ class Sink(Protocol):
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Holds nothing, releases nothing."""
+        return None  # noqa: RET501 - with no body at all it would count as abstract
 
     def deliver(self, event: TagsEvent) -> None:
         """Hand over one event; may wait, never drops."""
         ...
+
+
+class Tee(Sink):
+    """Hands each event to several sinks in order; they are entered in order and left in reverse."""
+
+    def __init__(self, sinks: Sequence[Sink]) -> None:
+        self._sinks = sinks
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            for sink in self._sinks:
+                stack.enter_context(sink)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(exc_type, exc, traceback)
+
+    def deliver(self, event: TagsEvent) -> None:
+        for sink in self._sinks:
+            sink.deliver(event)

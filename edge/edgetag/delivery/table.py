@@ -2,7 +2,7 @@
 
 ```
 UTC                LAeq  eng mach imp saw alert music voice dog  heard
-10:00:00  63.2 dB(A)  ▁▁▁ ▁▁▁  ▁▁▁ ▁▁▁ ▁▁▁   ▂▂▂   ███   ▁▁▁  human-voice 91%: large-crowd 80%
+10:00:00     63.2 dB(A)  ▁▁▁ ▁▁▁  ▁▁▁ ▁▁▁ ▁▁▁   ▂▂▂   ███   ▁▁▁  human-voice 91%: large-crowd 80%
 ```
 A table whose rows come one by one cannot fit its columns to what is still to come, so the widths are
 fixed: the bars are named where the terminal is wide enough and numbered, under a legend, where not.
@@ -27,7 +27,7 @@ _LIKELY = 0.5  # above it a category is more likely there than not, and its bran
 _TIME_COLUMNS = 8  # HH:MM:SS
 _LEVEL_COLUMNS = 14  # "-120.0 dBFS(A)", the floor
 _NAMED_BAR_COLUMNS = 3
-_MIN_HEARD_COLUMNS = 24
+_MIN_HEARD_COLUMNS = 35  # "person-or-small-group-shouting 41%,"
 _SHORT_NAMES = {
     "engine": "eng",
     "machinery-impact": "mach",

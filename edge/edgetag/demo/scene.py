@@ -6,20 +6,20 @@ microphone. `street_scene` lays them over street noise and says in `Scene.parts`
 
 ```
 s    0         10        20        30        40        50        60
-7-1   [talking-]         .         .         . [talking-]        .
-8-1   .     [dog---]     .         .         .         .         .
-5-3   .         . [siren--]        .         .         .         .
-5-1   .         .       [horn-]    .         .         .         .
-1-3   .         .         . [truck----]      .         .         .
-5-4   .         .         .    [beeper-]     .         .         .
-2-2   .         .         .         .[jackham]         .         .
-3-1   .         .         .         .     [impacts]    .         .
-6-1   .         .         .         .         .  [music---]      .
-4-1   .         .         .         .         .         . [saw--]
+7-1   [talk---]                                  [talk--]
+8-1         [dog---]
+5-3               [siren--]
+5-1                      [horn-]
+1-3                          [truck----]
+5-4                              [beeps]
+2-2                                    [hammer-]
+3-1                                         [impact]
+6-1                                                 [music--]
+4-1                                                       [saw---]
 ```
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
@@ -30,15 +30,17 @@ from numpy.typing import NDArray
 from edgetag.contract.frontend import SAMPLE_RATE_HZ
 
 Signal: TypeAlias = NDArray[np.float32]
-Response: TypeAlias = Callable[[NDArray[np.float32]], NDArray[np.complex64]]
 Generator: TypeAlias = Callable[[np.random.Generator, float], Signal]
+_Array: TypeAlias = NDArray[np.floating]
+_Gains: TypeAlias = NDArray[np.inexact]  # by frequency, with a phase or without
+_Response: TypeAlias = Callable[[_Array], _Gains]
 
 MIN_DURATION_S = 0.1
 FULL_SCALE = 0.95
 """The peak every generator gives its sound."""
 SCENE_PEAK = 0.5
-STREET_PEAK = 0.5
-"""Full scale of the street noise before the mix: the 0 dB of every `Part.gain_db` is twice as much."""
+STREET_GAIN_DB = -18.0
+"""Of the street noise, as `Part.gain_db`."""
 SCRIPT_S = 60.0
 MIN_PART_S = 2.0  # what is left of a part at the scene's end must be long enough to be recognised
 FADE_S = 0.3  # parts come and go, they do not click
@@ -79,17 +81,17 @@ class Scene:
 
 
 SCRIPT = (
-    Part(("7", "7-1"), 1.0, 9.0, -4.0),
-    Part(("8", "8-1"), 6.5, 7.0, -3.0),
-    Part(("5", "5-3"), 13.5, 8.0, -6.0),
+    Part(("7", "7-1"), 1.0, 8.0, -4.0),
+    Part(("8", "8-1"), 7.0, 7.0, 0.0),
+    Part(("5", "5-3"), 13.0, 8.0, -8.0),
     Part(("5", "5-1"), 20.0, 6.0, -6.0),
-    Part(("1", "1-3"), 23.5, 10.0, -2.0),
-    Part(("5", "5-4"), 27.0, 7.0, -8.0),
-    Part(("2", "2-2"), 33.0, 8.0, -4.0),
-    Part(("3", "3-1"), 38.0, 8.0, -4.0),
-    Part(("7", "7-1"), 42.5, 9.0, -5.0),
-    Part(("6", "6-1"), 45.0, 9.0, -4.0),
-    Part(("4", "4-1"), 52.5, 7.5, -4.0),
+    Part(("1", "1-3"), 24.0, 10.0, -2.0),
+    Part(("5", "5-4"), 28.0, 6.0, -12.0),
+    Part(("2", "2-2"), 34.0, 7.0, 0.0),
+    Part(("3", "3-1"), 39.0, 7.0, 0.0),
+    Part(("7", "7-1"), 43.0, 7.0, -4.0),
+    Part(("6", "6-1"), 47.0, 8.0, -10.0),
+    Part(("4", "4-1"), 53.0, 7.0, 0.0),
 )
 
 
@@ -97,7 +99,8 @@ def street_scene(seed: int = 0, duration_s: float = SCRIPT_S) -> Scene:
     """A street with everything in it, the same for the same seed.
 
     Args:
-        seed: draws the sounds; the script stays.
+        seed: draws the sounds, the script stays: the street by `default_rng((seed, 0))`, the script's
+            first line by `(seed, 1)` and so on, so that no sound depends on those before it.
         duration_s: length in seconds; the script repeats every 60 s, and a part of which less than 2 s
             would be heard is left out.
 
@@ -105,14 +108,13 @@ def street_scene(seed: int = 0, duration_s: float = SCRIPT_S) -> Scene:
         float32 mono at 44.1 kHz, peak 0.5, with its script.
 
     Raises:
-        ValueError: `duration_s` is shorter than 0.1 s.
+        ValueError: `duration_s` is shorter than 0.1 s, or `seed` is negative.
     """
-    rng = np.random.default_rng(seed)
-    samples = np.float32(STREET_PEAK) * street_noise(rng, duration_s)
+    samples = street_noise(np.random.default_rng((seed, 0)), duration_s) * _gain(STREET_GAIN_DB)
     parts = script(duration_s)
-    for part in parts:
-        sound = GENERATORS[part.tag_ids[-1]](rng, part.duration_s)
-        _add(samples, _faded(sound) * np.float32(10 ** (part.gain_db / 20)), part.start_s)
+    for number, part in enumerate(parts, start=1):
+        sound = GENERATORS[part.tag_ids[-1]](np.random.default_rng((seed, number)), part.duration_s)
+        _add(samples, _faded(sound) * _gain(part.gain_db), part.start_s)
     return Scene(_at_peak(samples, SCENE_PEAK), parts)
 
 
@@ -127,7 +129,7 @@ def script(duration_s: float) -> tuple[Part, ...]:
     )
 
 
-# -- the background -----------------------------------------------------------------------------------
+# -- the background ------------------------------------------------------------------------------------
 
 
 def street_noise(rng: np.random.Generator, duration_s: float) -> Signal:
@@ -139,11 +141,14 @@ def street_noise(rng: np.random.Generator, duration_s: float) -> Signal:
         ValueError: shorter than 0.1 s.
     """
     n = _n_samples(duration_s)
-    hum = _slope(_BLOCK_HZ, 45, 6.5) * _slope(_BLOCK_HZ, 6000, 6)
-    hum *= 1 + 0.8 * sum(_line(_BLOCK_HZ, hz) for hz in rng.choice([120, 240, 300, 480, 900], 2, replace=False))
+    hum = _slope(_BLOCK_HZ, 45, 6.2) * _slope(_BLOCK_HZ, 6000, 6)
+    for fan_hz in rng.choice([120, 240, 300, 480, 900], 2, replace=False):
+        hum *= 1 + 0.8 * _line(_BLOCK_HZ, fan_hz)
+    colour_db = np.interp(_BLOCK_HZ, np.geomspace(40, 10_000, 16), rng.uniform(-3, 3, 16))  # walls and yards
+    hum *= 10 ** (colour_db / 20)
     wind = _slope(_BLOCK_HZ, 60, 18)
     tyres = 0.05 * _slope(_BLOCK_HZ, 1100, 9) * _high_pass(_BLOCK_HZ, 250)
-    microphone = np.float32(10 ** (-66 / 20))
+    microphone = _gain(-66)
     magnitude = (
         np.outer(_wander(rng, n, 0.7, 2.0), hum)
         + np.outer(_wander(rng, n, 1.5, 6.0), wind)
@@ -153,12 +158,12 @@ def street_noise(rng: np.random.Generator, duration_s: float) -> Signal:
     return _at_peak(_noise(rng, n, magnitude))
 
 
-def _wander(rng: np.random.Generator, n: int, rate_hz: float, spread_db: float) -> Signal:
+def _wander(rng: np.random.Generator, n: int, rate_hz: float, spread_db: float) -> _Array:
     """A gain per noise block that wanders by ±`spread_db`."""
     return np.float32(10) ** (_curve(rng, _n_blocks(n), rate_hz, -spread_db, spread_db, _HOP) / 20)
 
 
-def _pass_bys(rng: np.random.Generator, n: int) -> Signal:
+def _pass_bys(rng: np.random.Generator, n: int) -> _Array:
     """Gain per noise block of cars that pass: one in eight seconds or so, 1 to 2 s long."""
     now_s = np.arange(_n_blocks(n)) * _HOP / SAMPLE_RATE_HZ
     gain = np.full(now_s.shape, 0.05)
@@ -168,7 +173,7 @@ def _pass_bys(rng: np.random.Generator, n: int) -> Signal:
     return gain.astype(np.float32)
 
 
-# -- 1: engines -----------------------------------------------------------------------------------------
+# -- 1: engines ----------------------------------------------------------------------------------------
 
 
 class _Motor(NamedTuple):
@@ -198,7 +203,7 @@ def car(rng: np.random.Generator, duration_s: float) -> Signal:
 
 
 def motorcycle(rng: np.random.Generator, duration_s: float) -> Signal:
-    """1-1: a single cylinder that revs. Shape: [T]. Raises ValueError below 0.1 s."""
+    """1-1: a twin that revs. Shape: [T]. Raises ValueError below 0.1 s."""
     return _engine(rng, duration_s, _MOTORCYCLE)
 
 
@@ -212,48 +217,66 @@ def _engine(rng: np.random.Generator, duration_s: float, motor: _Motor) -> Signa
     load = 0.4 + 0.6 * throttle
     thump = load * _curve(rng, n, 30, 0.7, 1.3) * _oscillate(cycles, _orders(rng, motor.cylinders))
     gas = load * (0.3 + _puffs(firings, 4)) * _noise(rng, n, _slope(_BLOCK_HZ, 150, 3))
-    valves = (0.5 + _puffs(2 * firings, 3)) * _noise(rng, n, _high_pass(_BLOCK_HZ, 1200) * _slope(_BLOCK_HZ, 5000, 6))
+    rattle = _noise(rng, n, _high_pass(_BLOCK_HZ, 1200) * _slope(_BLOCK_HZ, 5000, 6))
+    valves = (0.5 + _puffs(2 * firings, 3)) * rattle
     lumps_hz = np.geomspace(250, 5000, 9) * rng.uniform(0.85, 1.15, 9)
 
-    def exhaust(hz: Signal) -> NDArray[np.complex64]:
-        pipe = sum(_band(hz, centre, 0.5 * centre) * (60 / centre) ** 0.3 for centre in motor.pipe_hz)
-        body = sum(_band(hz, centre, 0.15 * centre) * (60 / centre) ** 0.3 for centre in lumps_hz)
-        return (pipe + body) * _slope(hz, 1500, 6) + 0.03 * _slope(hz, 5000, 6)
+    def exhaust(hz: _Array) -> _Gains:
+        pipe = _bands(hz, motor.pipe_hz, 0.5, 0.3) + 0.65 * _bands(hz, lumps_hz, 0.15, 0.3)
+        return pipe * _slope(hz, 1500, 6) + 0.03 * _slope(hz, 5000, 6)
 
-    return _heard(rng, 0.6 * thump + gas + 0.25 * motor.clatter * valves, exhaust, distance_m=12)
+    return _heard(rng, 0.45 * thump + gas + 0.25 * motor.clatter * valves, exhaust, distance_m=12)
 
 
-def _orders(rng: np.random.Generator, cylinders: int, n_harmonics: int = 10) -> NDArray[np.float64]:
-    """Harmonics of an engine's cycle: the firing order and its multiples stand out of what cylinders differ by."""
+def _orders(rng: np.random.Generator, cylinders: int, n_harmonics: int = 10) -> _Array:
+    """Harmonics of an engine's cycle; firing stands out, the rest is what cylinders differ by."""
     orders = rng.uniform(0.05, 0.2, n_harmonics * cylinders)
     orders[cylinders - 1 :: cylinders] = 1.0
     return orders * (1 + np.arange(orders.size) / cylinders) ** -1.0
 
 
-# -- 2: machinery impact, 3: other impacts -----------------------------------------------------------------
+# -- 2: machinery impact, 3: other impacts -------------------------------------------------------------
 
 
 def jackhammer(rng: np.random.Generator, duration_s: float) -> Signal:
-    """2-2: some 20 blows a second on a ringing chisel, in bursts, air hissing out at each.
+    """2-2: some 20 blows a second of a ringing chisel on thudding ground, air hissing out at each, in bursts.
 
     Shape: [T]. Raises ValueError below 0.1 s.
     """
     n = _n_samples(duration_s)
-    phase = _phase(rng.uniform(17, 24) * (1 + _curve(rng, n, 3, -0.02, 0.02)))
-    on = _bursts(rng, n, on_s=(1.5, 3.5), off_s=(0.3, 0.8), edge_s=0.03)
-    blows = _pulses(phase, rng.uniform(0.7, 1.0, _n_cycles(phase)))
-    air = _puffs(phase, 5) * _noise(rng, n, _high_pass(_BLOCK_HZ, 300) * _slope(_BLOCK_HZ, 5000, 6))
-    compressor = 0.05 * _noise(rng, n, _slope(_BLOCK_HZ, 150, 6))
-    modes_hz = rng.uniform(0.92, 1.08, 5) * (420, 1250, 2300, 3700, 6100)
+    phase = _phase(rng.uniform(18, 24) * (1 + _curve(rng, n, 3, -0.02, 0.02)))
+    on = _bursts(rng, n, on_s=(2.0, 4.0), off_s=(0.3, 0.8), edge_s=0.03)
+    blows = _pulses(phase, rng.uniform(0.6, 1.0, _n_cycles(phase)))
+    air = (0.1 + _puffs(phase, 5)) * _noise(rng, n, _slope(_BLOCK_HZ, 250, 2) * _slope(_BLOCK_HZ, 7000, 6))
+    compressor = _noise(rng, n, _slope(_BLOCK_HZ, 150, 6))
+    ground_hz = rng.uniform(0.85, 1.15, 3) * (110, 190, 340)
+    chisel_hz = rng.uniform(0.92, 1.08, 4) * (1250, 2300, 3700, 6100)
 
-    def chisel(hz: Signal) -> NDArray[np.complex64]:
-        return 1 + sum(3 * _band(hz, mode, 0.06 * mode) for mode in modes_hz)
+    def tool(hz: _Array) -> _Gains:
+        return 0.6 * _bands(hz, ground_hz, 0.5) + 0.7 * _bands(hz, chisel_hz, 0.08) + 0.6
 
-    return _heard(rng, on * (8 * blows + air) + compressor, chisel, distance_m=10)
+    return _heard(rng, on * (3 * blows + air) + 0.08 * compressor, tool, distance_m=10)
+
+
+class _Matter(NamedTuple):
+    """What is struck: the lowest and highest mode, how long the lowest rings, how much it rattles."""
+
+    low_hz: float
+    high_hz: float
+    ring_s: float
+    rattle: float
+
+
+_MATTER = (
+    _Matter(60, 900, 0.05, 0.5),  # a door, a plank
+    _Matter(110, 4000, 0.12, 1.0),  # a car body, a bin
+    _Matter(500, 8000, 0.15, 1.0),  # a pole, a rail
+    _Matter(900, 11000, 0.05, 2.0),  # glass, rubble
+)
 
 
 def impacts(rng: np.random.Generator, duration_s: float) -> Signal:
-    """3-1: doors, crates, planks: struck once or dropped and bouncing, a second or so apart.
+    """3-1: wood, sheet metal, poles, glass: struck, or dropped and bouncing, a second or so apart.
 
     Shape: [T]. Raises ValueError below 0.1 s.
     """
@@ -261,29 +284,29 @@ def impacts(rng: np.random.Generator, duration_s: float) -> Signal:
     out = np.zeros(n, np.float32)
     at_s = rng.uniform(0.0, min(0.3, duration_s / 3))
     while at_s < duration_s:
-        thing = _struck(rng)
-        gap_s, strength = rng.uniform(0.12, 0.3), rng.uniform(0.5, 1.0)
+        blow = _struck(rng, _MATTER[rng.integers(len(_MATTER))])
+        gap_s, strength = rng.uniform(0.08, 0.35), rng.uniform(0.5, 1.0)
         for _ in range(rng.integers(1, 4)):
-            _add(out, np.float32(strength) * thing, at_s)
-            at_s, gap_s, strength = at_s + gap_s, 0.7 * gap_s, 0.5 * strength
+            _add(out, np.float32(strength) * blow, at_s)
+            at_s += gap_s
+            gap_s, strength = gap_s * rng.uniform(0.4, 1.1), strength * rng.uniform(0.2, 0.6)
         at_s += rng.uniform(0.5, 1.4)
-    return _heard(rng, out, _flat, distance_m=8)
+    return _heard(rng, out, _flat, distance_m=12)
 
 
-def _struck(rng: np.random.Generator) -> Signal:
-    """One blow on a body with twelve modes, wooden (decays in 30 ms) to metal (300 ms), and its click."""
-    now_s = np.arange(int(0.8 * SAMPLE_RATE_HZ), dtype=np.float32) / SAMPLE_RATE_HZ
-    modes_hz = np.geomspace(rng.uniform(70, 250), rng.uniform(2500, 6000), 12) * rng.uniform(0.85, 1.15, 12)
-    decay_s = np.exp(rng.uniform(np.log(0.03), np.log(0.3))) * (modes_hz / 200) ** -0.4
-    ring = np.zeros_like(now_s)
-    for hz, tau_s in zip(modes_hz, decay_s, strict=True):
-        level = rng.uniform(0.3, 1) * (hz / 200) ** -0.5
-        ring += np.float32(level) * np.exp(-now_s / np.float32(tau_s)) * np.sin(np.float32(2 * np.pi * hz) * now_s)
-    scrape = np.exp(-now_s / 0.025) * _noise(rng, now_s.size, _slope(_BLOCK_HZ, 1200, 6))
-    return _at_peak(ring / 3 + 1.5 * scrape)
+def _struck(rng: np.random.Generator, matter: _Matter) -> _Array:
+    """One blow: thirty modes that ring, the high ones shorter, and a crash of many small contacts."""
+    now_s = np.arange(int(0.6 * SAMPLE_RATE_HZ), dtype=np.float32) / SAMPLE_RATE_HZ
+    modes_hz = matter.low_hz * (matter.high_hz / matter.low_hz) ** rng.random((30, 1), np.float32)
+    ring_s = matter.ring_s * rng.uniform(0.5, 1.5, (30, 1)) * (modes_hz / matter.low_hz) ** -0.3
+    levels = rng.uniform(0.2, 1, (30, 1)) * (modes_hz / matter.low_hz) ** -0.4
+    ring = (levels * np.exp(-now_s / ring_s) * np.sin(2 * np.pi * modes_hz * now_s)).astype(np.float32).sum(0)
+    colour = _high_pass(_BLOCK_HZ, matter.low_hz) * _slope(_BLOCK_HZ, matter.low_hz + matter.high_hz / 4, 6)
+    envelope = np.exp(-now_s / (0.4 * matter.ring_s)) * np.clip(now_s / 0.001, 0, 1)
+    return _at_peak(ring + 8 * matter.rattle * envelope * _noise(rng, now_s.size, colour))
 
 
-# -- 4: saws ----------------------------------------------------------------------------------------------
+# -- 4: saws -------------------------------------------------------------------------------------------
 
 
 def chainsaw(rng: np.random.Generator, duration_s: float) -> Signal:
@@ -296,19 +319,18 @@ def chainsaw(rng: np.random.Generator, duration_s: float) -> Signal:
     fires_hz = (60 + (rng.uniform(120, 190) - 60) * throttle) * _curve(rng, n, 1.5, 0.85, 1.0)
     phase = _phase(fires_hz * (1 + _curve(rng, n, 30, -0.01, 0.01)))
     load = (0.3 + 0.7 * throttle) * _curve(rng, n, 40, 0.75, 1.25)
-    tone = _oscillate(phase / 2, _orders(rng, 2, 24) * rng.uniform(0.3, 1.0, 48))
+    tone = _oscillate(phase / 2, _orders(rng, 2, 24) * rng.uniform(0.2, 1.0, 48))
     buzz = (0.4 + _puffs(phase, 3)) * _noise(rng, n, _slope(_BLOCK_HZ, 400, 1))
     chain = _noise(rng, n, _high_pass(_BLOCK_HZ, 2000) * _slope(_BLOCK_HZ, 7000, 9))
     pipe_hz = rng.uniform(0.85, 1.15, 7) * (170, 330, 600, 1000, 1700, 2800, 4500)
 
-    def muffler(hz: Signal) -> NDArray[np.complex64]:
-        exhaust = sum(_band(hz, centre, 0.35 * centre) for centre in pipe_hz)
-        return _high_pass(hz, 110) * (exhaust + 0.1) * _slope(hz, 6000, 6)
+    def muffler(hz: _Array) -> _Gains:
+        return _high_pass(hz, 110) * (_bands(hz, pipe_hz, 0.35) + 0.1) * _slope(hz, 9000, 6)
 
     return _heard(rng, load * (tone + 0.5 * buzz + 0.1 * chain), muffler, distance_m=10)
 
 
-# -- 5: alert signals ----------------------------------------------------------------------------------------
+# -- 5: alert signals ----------------------------------------------------------------------------------
 
 
 def car_horn(rng: np.random.Generator, duration_s: float) -> Signal:
@@ -320,18 +342,18 @@ def car_horn(rng: np.random.Generator, duration_s: float) -> Signal:
     pressed = _bursts(rng, n, on_s=(0.25, 1.6), off_s=(0.12, 0.7), edge_s=0.012)
     low_hz = rng.uniform(370, 430)
     chord = np.zeros(n, np.float32)
+    settling = 1 - 0.02 * np.exp(-6.0 * pressed.cumsum() / SAMPLE_RATE_HZ)  # the first blow starts flat
     for hz in (low_hz, low_hz * rng.uniform(1.22, 1.27)):
-        settling = 1 - 0.02 * np.exp(-6.0 * pressed.cumsum() / SAMPLE_RATE_HZ)
-        chord += _oscillate(_phase(hz * settling * np.ones(n)), _harmonics(40, 0.35) * rng.uniform(0.5, 1, 40))
+        chord += _oscillate(_phase(hz * settling), _harmonics(40, 0.35) * rng.uniform(0.5, 1, 40))
 
-    def bell(hz: Signal) -> NDArray[np.complex64]:
-        return _high_pass(hz, 350) * (0.4 + 2 * _band(hz, 2600, 1800)) * _slope(hz, 5000, 12)
+    def bell(hz: _Array) -> _Gains:
+        return _high_pass(hz, 280) * (0.6 + 1.4 * _band(hz, 2600, 1800)) * _slope(hz, 5000, 12)
 
     return _heard(rng, pressed * chord, bell, distance_m=15)
 
 
 def car_alarm(rng: np.random.Generator, duration_s: float) -> Signal:
-    """5-2: a piezo that goes through its tunes, 1.5 s each: yelp, whoop, two-tone. Shape: [T]. Raises ValueError."""
+    """5-2: a piezo's tunes, 1.5 s each: yelp, whoop, two-tone. Shape: [T]. Raises ValueError below 0.1 s."""
     n = _n_samples(duration_s)
     now_s = np.arange(n) / SAMPLE_RATE_HZ
     tunes_hz = (
@@ -354,31 +376,35 @@ def siren(rng: np.random.Generator, duration_s: float) -> Signal:
     yelps = np.abs(now_s - duration_s * rng.uniform(0.5, 0.7)) < duration_s * 0.17
     turns = _phase(np.where(yelps, rng.uniform(2.8, 3.6), rng.uniform(0.2, 0.3)))
     height = np.sin(np.pi / 2 * _ramp_up_and_down(turns % 1, 0.45))
-    nearing = np.tanh((now_s - duration_s * rng.uniform(0.4, 0.8)) / 1.5)
-    hz = (rng.uniform(560, 700) + rng.uniform(750, 900) * height) * (1 - 0.03 * nearing)
+    passed = np.tanh((now_s - duration_s * rng.uniform(0.4, 0.8)) / 1.5)
+    hz = (rng.uniform(560, 700) + rng.uniform(750, 900) * height) * (1 - 0.03 * passed)  # Doppler at 10 m/s
     tone = _oscillate(_phase(hz), _harmonics(11, 0.9) * (1, 0.5, 0.9, 0.3, 0.8, 0.3, 0.7, 0.2, 0.5, 0.2, 0.4))
-    loudness = (1 / (1 + 0.8 * nearing**2)).astype(np.float32)
+    loudness = (1 / (1 + 0.8 * passed**2)).astype(np.float32)
 
-    def loudspeaker(hz: Signal) -> NDArray[np.complex64]:
+    def loudspeaker(hz: _Array) -> _Gains:
         return _high_pass(hz, 450) * (0.5 + _band(hz, 1400, 1200)) * _slope(hz, 4500, 12)
 
     return _heard(rng, loudness * tone, loudspeaker, distance_m=40)
 
 
 def reverse_beeper(rng: np.random.Generator, duration_s: float) -> Signal:
-    """5-4: a 1.0 to 1.4 kHz buzzer, on and off for half a second each. Shape: [T]. Raises ValueError below 0.1 s."""
+    """5-4: a buzzer at 1.0 to 1.4 kHz, about once a second, half a second long.
+
+    Shape: [T]. Raises ValueError below 0.1 s.
+    """
     n = _n_samples(duration_s)
     now_s = np.arange(n) / SAMPLE_RATE_HZ
     on = now_s % (1 / rng.uniform(0.9, 1.1))
     gate = np.clip(on / 0.006, 0, 1) * np.clip((0.5 - on) / 0.01, 0, 1)
-    tone = _oscillate(_phase(np.full(n, rng.uniform(1000, 1400))), np.array([1, 0.12, 0.35, 0.05, 0.15, 0.03, 0.06]))
+    overtones = np.array([1, 0.12, 0.35, 0.05, 0.15, 0.03, 0.06])
+    tone = _oscillate(_phase(np.full(n, rng.uniform(1000, 1400))), overtones)
     return _heard(rng, gate.astype(np.float32) * tone, lambda hz: _high_pass(hz, 600), distance_m=20)
 
 
-# -- 6: music --------------------------------------------------------------------------------------------------
+# -- 6: music ------------------------------------------------------------------------------------------
 
 _PROGRESSIONS = ((0, 9, 5, 7), (0, 7, 9, 5), (9, 5, 0, 7), (0, 5, 9, 7))  # roots in semitones above the key
-_MINOR_ROOTS = (9, 2, 4)
+_MINOR_ROOTS = (9,)
 _PENTATONIC = (0, 2, 4, 7, 9, 12, 14, 16)
 
 
@@ -398,10 +424,10 @@ def music(rng: np.random.Generator, duration_s: float) -> Signal:
         *_lead_part(rng, n_steps, key_hz, step_s),
     ]:
         _add(out, sound, at_step * step_s)
-    return _heard(rng, np.tanh(0.8 * out), lambda hz: _high_pass(hz, 70) * _slope(hz, 9000, 6), distance_m=8)
+    return _heard(rng, np.tanh(0.4 * out), lambda hz: _high_pass(hz, 45) * _slope(hz, 150, 1.5), distance_m=8)
 
 
-_Notes: TypeAlias = list[tuple[int, Signal]]
+_Notes: TypeAlias = list[tuple[int, _Array]]
 
 
 def _drum_part(rng: np.random.Generator, n_steps: int) -> _Notes:
@@ -417,21 +443,21 @@ def _drum_part(rng: np.random.Generator, n_steps: int) -> _Notes:
     return notes
 
 
-def _kick() -> Signal:
+def _kick() -> _Array:
     now_s = np.arange(int(0.3 * SAMPLE_RATE_HZ), dtype=np.float32) / SAMPLE_RATE_HZ
     turns = 48 * now_s + 110 * 0.03 * (1 - np.exp(-now_s / 0.03))
-    return 0.9 * np.exp(-now_s / 0.09) * np.sin(2 * np.pi * turns)
+    return 1.4 * np.exp(-now_s / 0.09) * np.sin(2 * np.pi * turns)
 
 
-def _snare(rng: np.random.Generator) -> Signal:
+def _snare(rng: np.random.Generator) -> _Array:
     now_s = np.arange(int(0.25 * SAMPLE_RATE_HZ), dtype=np.float32) / SAMPLE_RATE_HZ
     rattle = _noise(rng, now_s.size, _high_pass(_BLOCK_HZ, 900) * _slope(_BLOCK_HZ, 8000, 6))
-    return np.exp(-now_s / 0.06) * (0.25 * rattle + 0.4 * np.sin(2 * np.pi * 190 * now_s))
+    return np.exp(-now_s / 0.06) * (0.5 * rattle + 0.6 * np.sin(2 * np.pi * 190 * now_s))
 
 
-def _hat(rng: np.random.Generator) -> Signal:
+def _hat(rng: np.random.Generator) -> _Array:
     now_s = np.arange(int(0.12 * SAMPLE_RATE_HZ), dtype=np.float32) / SAMPLE_RATE_HZ
-    return 0.15 * np.exp(-now_s / 0.025) * _noise(rng, now_s.size, _high_pass(_BLOCK_HZ, 7000) ** 2)
+    return 0.4 * np.exp(-now_s / 0.025) * _noise(rng, now_s.size, _high_pass(_BLOCK_HZ, 7000) ** 2)
 
 
 def _harmony_part(rng: np.random.Generator, n_steps: int, key_hz: float, step_s: float) -> _Notes:
@@ -446,25 +472,25 @@ def _harmony_part(rng: np.random.Generator, n_steps: int, key_hz: float, step_s:
         if step % 4 in (0, 3):
             notes.append((step, 0.7 * basses[root]))
         if step % 16 in strums or step % 16 == 0:
-            notes.append((step, 0.35 * chords[root]))
+            notes.append((step, 0.3 * chords[root]))
     return notes
 
 
-def _chord(key_hz: float, root: int, duration_s: float) -> Signal:
+def _chord(key_hz: float, root: int, duration_s: float) -> _Array:
     third = 3 if root in _MINOR_ROOTS else 4
     out = np.zeros(_n_samples(duration_s) + 2000, np.float32)
     for string, semitones in enumerate((root, root + third, root + 7, root + 12)):
-        _add(out, _plucked(key_hz * 2 ** ((semitones % 14) / 12), duration_s, 0.4), 0.008 * string)
+        _add(out, _plucked(key_hz * 2 ** ((semitones % 14) / 12), duration_s, 0.15), 0.008 * string)
     return out
 
 
-def _plucked(hz: float, duration_s: float, bright_s: float) -> Signal:
-    """A string: the bright spectrum of the pluck dies in `bright_s` and leaves a dark one that dies slowly."""
+def _plucked(hz: float, duration_s: float, bright_s: float) -> _Array:
+    """A string: the bright spectrum of the pluck dies in `bright_s`, the dark one below it slowly."""
     n = _n_samples(duration_s)
     now_s = np.arange(n, dtype=np.float32) / SAMPLE_RATE_HZ
     phase = _phase(np.full(n, hz))
     bright = np.exp(-now_s / (0.4 * bright_s)) * _oscillate(phase, _harmonics(30, 0.9))
-    dark = np.exp(-now_s / (4 * bright_s)) * _oscillate(phase, _harmonics(6, 1.6))
+    dark = np.exp(-now_s / (3 * bright_s)) * _oscillate(phase, _harmonics(6, 1.6))
     return (0.5 * bright + 0.6 * dark) * _ends(now_s, duration_s, 0.002)
 
 
@@ -481,15 +507,18 @@ def _lead_part(rng: np.random.Generator, n_steps: int, key_hz: float, step_s: fl
     return notes
 
 
-def _blown(hz: float, duration_s: float) -> Signal:
+def _blown(hz: float, duration_s: float) -> _Array:
     """A reed or a flute: a soft start, then vibrato."""
     now_s = np.arange(_n_samples(duration_s)) / SAMPLE_RATE_HZ
     vibrato = 1 + 0.008 * np.sin(2 * np.pi * 5.5 * now_s) * np.clip(now_s / 0.3, 0, 1)
-    return _oscillate(_phase(hz * vibrato), _harmonics(12, 1.1)) * _ends(now_s.astype(np.float32), duration_s, 0.03)
+    return _oscillate(_phase(hz * vibrato), _harmonics(12, 1.1)) * _ends(now_s, duration_s, 0.03)
 
 
 def ice_cream_truck(rng: np.random.Generator, duration_s: float) -> Signal:
-    """6-3: a music box through a horn loudspeaker: one plucked tine at a time. Shape: [T]. Raises ValueError."""
+    """6-3: a music box through a horn loudspeaker, a tine at a time.
+
+    Shape: [T]. Raises ValueError below 0.1 s.
+    """
     n = _n_samples(duration_s)
     step_s, key_hz = rng.uniform(0.16, 0.22), rng.uniform(500, 750)
     out = np.zeros(n, np.float32)
@@ -500,7 +529,7 @@ def ice_cream_truck(rng: np.random.Generator, duration_s: float) -> Signal:
     return _heard(rng, out, lambda hz: _high_pass(hz, 500) * _slope(hz, 5000, 12), distance_m=30)
 
 
-def _tine(hz: float) -> Signal:
+def _tine(hz: float) -> _Array:
     """A steel tine: its overtones are not whole multiples."""
     now_s = np.arange(int(0.7 * SAMPLE_RATE_HZ), dtype=np.float32) / SAMPLE_RATE_HZ
     partials = ((1.0, 1.0, 0.3), (2.0, 0.3, 0.2), (3.01, 0.35, 0.12), (6.27, 0.25, 0.04))
@@ -513,7 +542,7 @@ def _tine(hz: float) -> Signal:
     )
 
 
-# -- 7: voices -------------------------------------------------------------------------------------------------
+# -- 7: voices -----------------------------------------------------------------------------------------
 
 
 class _Sound(NamedTuple):
@@ -590,8 +619,10 @@ def talking(rng: np.random.Generator, duration_s: float) -> Signal:
         _Talker(rng.uniform(180, 225), rng.uniform(1.12, 1.2), rng.uniform(4.5, 5.5)),
     )
     moments: list[_Moment] = [_Moment(0.0, _Sound(0, 0, 3000, 500, 1500, 2500), 120.0, 1.0)]
+    pause_s = rng.uniform(0.0, min(0.3, duration_s / 4))
     while moments[-1].at_s < duration_s:
-        moments += _phrase(rng, talkers[rng.integers(len(talkers))], moments[-1].at_s + rng.uniform(0.1, 0.5))
+        moments += _phrase(rng, talkers[rng.integers(len(talkers))], moments[-1].at_s + pause_s)
+        pause_s = rng.uniform(0.1, 0.5)
     voice, hiss = _articulate(rng, n, moments)
     return _heard(rng, voice + hiss, lambda hz: _high_pass(hz, 90), distance_m=4)
 
@@ -602,7 +633,8 @@ def _phrase(rng: np.random.Generator, talker: _Talker, at_s: float) -> list[_Mom
     n_syllables = int(rng.integers(4, 13))
     for k in range(n_syllables):
         stressed = rng.random() < 0.4
-        pitch_hz = talker.pitch_hz * (1.15 - 0.3 * k / n_syllables) * (rng.uniform(1.1, 1.3) if stressed else 1.0)
+        accent = rng.uniform(1.1, 1.3) if stressed else 1.0
+        pitch_hz = accent * talker.pitch_hz * (1.15 - 0.3 * k / n_syllables)
         length_s = rng.uniform(0.7, 1.2) / talker.syllables_hz * (1.3 if stressed else 0.9)
         moments += _syllable(rng, talker, at_s, length_s, pitch_hz, 1.0 if stressed else 0.65)
         at_s = moments[-1].at_s
@@ -637,28 +669,29 @@ def _syllable(
     ]
 
 
-def _articulate(rng: np.random.Generator, n: int, moments: list[_Moment]) -> tuple[Signal, Signal]:
+def _articulate(rng: np.random.Generator, n: int, moments: list[_Moment]) -> tuple[_Array, _Array]:
     """Turn the knots into sound. Shape: -> [T], [T]: voice, and the noise of consonants and breath."""
     knots_s = np.array([moment.at_s for moment in moments])
     sounds = np.array([moment.sound for moment in moments])  # [knots, 6], columns as in _Sound
 
-    def at(now_s: NDArray[np.float64], values: NDArray[np.float64]) -> Signal:
+    def at(now_s: _Array, values: _Array) -> _Array:
         return np.interp(now_s, knots_s, values).astype(np.float32)
 
     now_s = np.arange(n) / SAMPLE_RATE_HZ
-    pitch_hz = at(now_s, np.array([moment.pitch_hz for moment in moments])) * (1 + _curve(rng, n, 60, -0.01, 0.01))
-    glottis = _oscillate(_phase(pitch_hz), _harmonics(60, 1.0))
-    frame_s = (np.arange(_n_frames(n)) - 1) * _FRAME_HOP / SAMPLE_RATE_HZ
+    pitch_hz = at(now_s, np.array([moment.pitch_hz for moment in moments]))
+    glottis = _oscillate(_phase(pitch_hz * (1 + _curve(rng, n, 60, -0.01, 0.01))), _harmonics(60, 1.0))
+    frame_s = np.arange(_n_frames(n)) * _FRAME_HOP / SAMPLE_RATE_HZ
     tract = at(frame_s, np.array([moment.tract for moment in moments]))
-    formants_hz = [tract * at(frame_s, sounds[:, column]) for column in (3, 4, 5)]
+    formants_hz = tract * np.stack([at(frame_s, sounds[:, column]) for column in (3, 4, 5)])
     voice = _filter_moving(at(now_s, sounds[:, 0]) * glottis, _vocal_tract(formants_hz))
-    noise_hz = at((np.arange(_n_blocks(n)) - 0.5) * _HOP / SAMPLE_RATE_HZ, sounds[:, 2])[:, None]
+    block_s = np.arange(_n_blocks(n)) * _HOP / SAMPLE_RATE_HZ
+    noise_hz = at(block_s, sounds[:, 2])[:, None]
     hiss = _noise(rng, n, np.abs(_band(_BLOCK_HZ, noise_hz, 0.7 * noise_hz)))
     return voice, at(now_s, sounds[:, 1]) * hiss
 
 
-def _vocal_tract(formants_hz: list[Signal]) -> NDArray[np.complex64]:
-    """A cascade of resonances, the lowest three moving. Shape: three [frames] -> [frames, bins]."""
+def _vocal_tract(formants_hz: _Array) -> _Gains:
+    """A cascade of resonances, the lowest three moving. Shape: [3, frames] -> [frames, bins]"""
     poles = np.ones(1, np.complex64)
     for centre_hz in (3600, 4600, 5600, 6700, 7900):
         poles = poles * _resonance(_BLOCK_HZ, np.float32(centre_hz), np.float32(0.08 * centre_hz))
@@ -667,7 +700,7 @@ def _vocal_tract(formants_hz: list[Signal]) -> NDArray[np.complex64]:
     return 1 / poles
 
 
-# -- 8: dogs ---------------------------------------------------------------------------------------------------
+# -- 8: dogs -------------------------------------------------------------------------------------------
 
 
 def dog(rng: np.random.Generator, duration_s: float) -> Signal:
@@ -684,7 +717,7 @@ def dog(rng: np.random.Generator, duration_s: float) -> Signal:
             strength, length_s = np.float32(rng.uniform(0.5, 1)), bark_s * rng.uniform(0.85, 1.2)
             bark = _bark(rng, pitch_hz * rng.uniform(0.92, 1.08), length_s)
             _add(throat, strength * bark, at_s)
-            _add(mouth, strength * np.sin(np.linspace(0, np.pi, bark.size, dtype=np.float32)) ** 0.7, at_s)
+            _add(mouth, strength * np.hanning(bark.size).astype(np.float32) ** 0.35, at_s)
             at_s += length_s + rng.uniform(0.12, 0.35)
         at_s += rng.uniform(0.5, 1.3)
     size = rng.uniform(0.85, 1.15)
@@ -692,21 +725,19 @@ def dog(rng: np.random.Generator, duration_s: float) -> Signal:
     return _heard(rng, barks, lambda hz: _high_pass(hz, 400) * _slope(hz, 2800, 12), distance_m=12)
 
 
-def _muzzle(size: float, opening: Signal) -> NDArray[np.complex64]:
+def _muzzle(size: float, opening: _Array) -> _Gains:
     """Two cavities that rise as the mouth opens, and a fixed third. Shape: [frames] -> [frames, bins]"""
     low_hz, high_hz = (size * (hz + rise_hz * opening[:, None]) for hz, rise_hz in ((550, 500), (1200, 700)))
     return _band(_BLOCK_HZ, low_hz, 0.4 * low_hz) + _band(_BLOCK_HZ, high_hz, 0.3 * high_hz) + 0.05
 
 
-def _bark(rng: np.random.Generator, pitch_hz: float, duration_s: float) -> Signal:
-    import os
-    CH, HO, BR = (float(os.environ.get(k, d)) for k, d in (("CH", ".05"), ("HO", ".4"), ("BR", "1")))
+def _bark(rng: np.random.Generator, pitch_hz: float, duration_s: float) -> _Array:
     n = _n_samples(duration_s)
     turn = np.linspace(0, 1, n)
     arch = np.interp(turn, (0, 0.25, 0.5, 1), (0.7, 1.0, 0.97, 0.65))
-    phase = _phase(pitch_hz * arch * (1 + _curve(rng, n, 150, -CH, CH)))
-    hoarse = 1 + HO * _noise(rng, n, _slope(_BLOCK_HZ, 150, 12)) * 3
-    breath = BR * _noise(rng, n, _slope(_BLOCK_HZ, 3000, 6))
+    phase = _phase(pitch_hz * arch * (1 + _curve(rng, n, 150, -0.15, 0.15)))
+    hoarse = 1 + 0.6 * _noise(rng, n, _slope(_BLOCK_HZ, 150, 12))
+    breath = 0.7 * _noise(rng, n, _slope(_BLOCK_HZ, 3000, 6))
     envelope = np.interp(turn, (0, 0.12, 0.5, 1), (0, 1, 0.8, 0)).astype(np.float32)
     return envelope * (hoarse * _oscillate(phase, _harmonics(25, 0.5)) + breath)
 
@@ -731,15 +762,15 @@ GENERATORS: dict[str, Generator] = {
 44.1 kHz, peak at most 1; the same generator state gives the same sound."""
 
 
-# -- the way to the microphone ---------------------------------------------------------------------------------
+# -- the way to the microphone -------------------------------------------------------------------------
 
 
-def _flat(hz: Signal) -> NDArray[np.complex64]:
+def _flat(hz: _Array) -> _Gains:
     return np.ones(hz.shape, np.complex64)
 
 
-def _heard(rng: np.random.Generator, sound: Signal, response: Response, distance_m: float) -> Signal:
-    """The sound through a resonating body (`response`), then air and house fronts, at full scale. Shape: [T] -> [T]"""
+def _heard(rng: np.random.Generator, sound: _Array, response: _Response, distance_m: float) -> Signal:
+    """The sound through `response`, air and an echoing street, at full scale. Shape: [T] -> [T]"""
     echoes = _echoes(rng, distance_m)
     n_fft = scipy.fft.next_fast_len(sound.size + echoes.size, real=True)
     hz = np.fft.rfftfreq(n_fft, 1 / SAMPLE_RATE_HZ).astype(np.float32)
@@ -748,13 +779,13 @@ def _heard(rng: np.random.Generator, sound: Signal, response: Response, distance
     return _at_peak(scipy.fft.irfft(spectrum, n_fft)[: sound.size])
 
 
-def _air(hz: Signal, distance_m: float) -> Signal:
-    """What air at 20 °C and half humidity lets through: about 0.1 dB a metre at 8 kHz (ISO 9613-1), rising with f²."""
+def _air(hz: _Array, distance_m: float) -> _Array:
+    """Absorption of air at 20 °C, half humidity: 0.1 dB a metre at 8 kHz (ISO 9613-1), rising with f²."""
     return np.float32(10) ** (-distance_m * 0.1 * (hz / 8000) ** 2 / 20)
 
 
-def _echoes(rng: np.random.Generator, distance_m: float) -> Signal:
-    """The street's impulse response: the direct sound, six house fronts, a tail that dulls as it dies in 0.8 s."""
+def _echoes(rng: np.random.Generator, distance_m: float) -> _Array:
+    """The street's impulse response: the direct sound, six house fronts, a tail that dulls and dies."""
     n = int(0.5 * SAMPLE_RATE_HZ)
     tail_s = (0.8 / 6.9) * _slope(_BLOCK_HZ, 2500, 6)  # time to fall by e, per bin
     now_s = np.arange(_n_blocks(n))[:, None] * _HOP / SAMPLE_RATE_HZ
@@ -766,68 +797,79 @@ def _echoes(rng: np.random.Generator, distance_m: float) -> Signal:
     return echoes
 
 
-# -- frequency responses; hz may be any shape that broadcasts with the rest ---------------------------------------
+# -- frequency responses; hz may be any shape that broadcasts with the rest ----------------------------
 
 
-def _slope(hz: Signal, corner_hz: float, db_per_octave: float) -> Signal:
+def _slope(hz: _Array, corner_hz: float, db_per_octave: float) -> _Array:
     """Gain 1 below the corner, then falling by so many decibels an octave."""
     return (1 + (hz / np.float32(corner_hz)) ** 2) ** np.float32(-db_per_octave / 12.04)
 
 
-def _high_pass(hz: Signal, corner_hz: float) -> Signal:
+def _high_pass(hz: _Array, corner_hz: float) -> _Array:
     """Gain 1 above the corner, falling by 12 dB an octave below."""
     squared = (hz / np.float32(corner_hz)) ** 2
     return squared / (1 + squared)
 
 
-def _line(hz: Signal, centre_hz: float) -> Signal:
+def _bands(hz: _Array, centres_hz: Iterable[float], width: float, fall: float = 0.0) -> _Gains:
+    """Band-passes side by side, each `width` of its centre wide; gains from 1 on as 1/centre**fall."""
+    centres = np.array(list(centres_hz))
+    total = np.zeros(hz.shape, np.complex64)
+    for centre in centres:
+        total += np.float32((centres[0] / centre) ** fall) * _band(hz, centre, width * centre)
+    return total
+
+
+def _line(hz: _Array, centre_hz: float) -> _Array:
     """Gain 1 in the nearest bin or two, 0 elsewhere: a hum."""
-    return (np.abs(hz - centre_hz) < SAMPLE_RATE_HZ / _BLOCK).astype(np.float32)
+    near: _Array = (np.abs(hz - centre_hz) < SAMPLE_RATE_HZ / _BLOCK).astype(np.float32)
+    return near
 
 
-def _resonance(hz: Signal, centre_hz: Signal | np.float32, bandwidth_hz: Signal | np.float32) -> NDArray[np.complex64]:
+def _resonance(hz: _Array, centre_hz: _Array | np.float32, bandwidth_hz: _Array | np.float32) -> _Gains:
     """Denominator of a second-order resonance: 1 at 0 Hz, j·bandwidth/centre at the centre."""
     ratio = hz / centre_hz
     return 1 - ratio * ratio + np.complex64(1j) * (ratio * (bandwidth_hz / centre_hz))
 
 
-def _band(hz: Signal, centre_hz: float | Signal, bandwidth_hz: float | Signal) -> NDArray[np.complex64]:
+def _band(hz: _Array, centre_hz: float | _Array, bandwidth_hz: float | _Array) -> _Gains:
     """A second-order band-pass, gain 1 at its centre."""
     centre, bandwidth = np.asarray(centre_hz, np.float32), np.asarray(bandwidth_hz, np.float32)
     return np.complex64(1j) * (hz * bandwidth / centre**2) / _resonance(hz, centre, bandwidth)
 
 
-# -- sources ------------------------------------------------------------------------------------------------------
+# -- sources -------------------------------------------------------------------------------------------
 
 
-def _phase(hz: NDArray[np.floating]) -> NDArray[np.float64]:
+def _phase(hz: _Array) -> _Array:
     """Cycles since the start, at every sample. Shape: [T] -> [T]"""
     return np.cumsum(hz, dtype=np.float64) / SAMPLE_RATE_HZ
 
 
-def _harmonics(n: int, exponent: float) -> NDArray[np.float64]:
+def _harmonics(n: int, exponent: float) -> _Array:
     """Amplitudes 1/k**exponent of the first n harmonics."""
     return np.arange(1, n + 1) ** -exponent
 
 
-def _oscillate(phase: NDArray[np.float64], amplitudes: NDArray[np.floating]) -> Signal:
+def _oscillate(phase: _Array, amplitudes: _Array) -> _Array:
     """A periodic wave with these harmonics, read from one period's table. Shape: [T], [harmonics] -> [T]"""
     size = 4096
     spectrum = np.zeros(size // 2 + 1, np.complex64)
     spectrum[1 : 1 + len(amplitudes)] = -0.5j * size * np.asarray(amplitudes)
-    table = scipy.fft.irfft(spectrum)
+    table: _Array = scipy.fft.irfft(spectrum)
     position = phase * size
     index = position.astype(np.int64)
     between = (position - index).astype(np.float32)
-    here = table[index & (size - 1)]
-    return here + between * (table[(index + 1) & (size - 1)] - here)
+    here: _Array = table[index & (size - 1)]
+    after: _Array = table[(index + 1) & (size - 1)]
+    return here + between * (after - here)
 
 
-def _n_cycles(phase: NDArray[np.float64]) -> int:
+def _n_cycles(phase: _Array) -> int:
     return int(phase[-1])
 
 
-def _pulses(phase: NDArray[np.float64], heights: NDArray[np.float64]) -> Signal:
+def _pulses(phase: _Array, heights: _Array) -> _Array:
     """An impulse at every whole cycle, between samples where it falls so. Shape: [T], [cycles] -> [T]"""
     at = np.interp(np.arange(1, len(heights) + 1), phase, np.arange(phase.size))
     index, between = at.astype(np.int64), at % 1
@@ -836,16 +878,17 @@ def _pulses(phase: NDArray[np.float64], heights: NDArray[np.float64]) -> Signal:
     return train[: phase.size].astype(np.float32)
 
 
-def _puffs(phase: NDArray[np.float64], sharpness: float) -> Signal:
+def _puffs(phase: _Array, sharpness: float) -> _Array:
     """An envelope that jumps to 1 at every cycle and falls by e**-sharpness until the next."""
-    return np.exp(np.float32(-sharpness) * (phase % 1).astype(np.float32))
+    envelope: _Array = np.exp(np.float32(-sharpness) * (phase % 1).astype(np.float32))
+    return envelope
 
 
 def _n_blocks(n: int) -> int:
     return n // _HOP + 2
 
 
-def _noise(rng: np.random.Generator, n: int, magnitude: NDArray[np.floating]) -> Signal:
+def _noise(rng: np.random.Generator, n: int, magnitude: _Array) -> _Array:
     """Gaussian noise of a spectrum that may change: random spectra, joined by half-overlapping sine windows.
 
     Shape: [1025] or [`_n_blocks(n)`, 1025] -> [n]; the root mean square is that of `magnitude`.
@@ -854,7 +897,7 @@ def _noise(rng: np.random.Generator, n: int, magnitude: NDArray[np.floating]) ->
     spectra = rng.standard_normal((*shape, 2), np.float32).view(np.complex64)[..., 0]
     spectra *= (magnitude * np.sqrt(_HOP)).astype(np.float32)
     window = np.sin(np.pi * (np.arange(_BLOCK) + 0.5) / _BLOCK).astype(np.float32)
-    blocks = scipy.fft.irfft(spectra, _BLOCK, overwrite_x=True) * window
+    blocks: _Array = scipy.fft.irfft(spectra, _BLOCK, overwrite_x=True) * window
     return (blocks[:-1, _HOP:] + blocks[1:, :_HOP]).ravel()[:n]
 
 
@@ -865,27 +908,28 @@ def _n_frames(n: int) -> int:
     return n // _FRAME_HOP + 2
 
 
-def _at_frames(values: Signal) -> Signal:
+def _at_frames(values: _Array) -> _Array:
     """A signal's value at the middle of each frame. Shape: [T] -> [`_n_frames(T)`]"""
     middles = (np.arange(_n_frames(values.size)) * _FRAME_HOP).clip(0, values.size - 1)
-    return values[middles]
+    at_middles: _Array = values[middles]
+    return at_middles
 
 
-def _filter_moving(sound: Signal, responses: NDArray[np.complex64]) -> Signal:
+def _filter_moving(sound: _Array, responses: _Gains) -> _Array:
     """Filter each 23-ms frame on its own. Shape: [T], [`_n_frames(T)`, 1025] -> [T]"""
     n_frames = _n_frames(sound.size)
     padded = np.zeros((n_frames + 1) * _FRAME_HOP, np.float32)
     padded[_FRAME_HOP : _FRAME_HOP + sound.size] = sound
     window = np.sin(np.pi * (np.arange(_HOP) + 0.5) / _HOP).astype(np.float32) ** 2
     frames = np.lib.stride_tricks.sliding_window_view(padded, _HOP)[::_FRAME_HOP] * window
-    rung = scipy.fft.irfft(scipy.fft.rfft(frames, _BLOCK) * responses, _BLOCK).reshape(n_frames, 4, _FRAME_HOP)
+    rung = scipy.fft.irfft(scipy.fft.rfft(frames, _BLOCK) * responses, _BLOCK)
     out = np.zeros((n_frames + 3, _FRAME_HOP), np.float32)
     for quarter in range(4):
-        out[quarter : quarter + n_frames] += rung[:, quarter]
+        out[quarter : quarter + n_frames] += rung.reshape(n_frames, 4, _FRAME_HOP)[:, quarter]
     return out.ravel()[_FRAME_HOP : _FRAME_HOP + sound.size]
 
 
-# -- envelopes and levels --------------------------------------------------------------------------------------------
+# -- envelopes and levels ------------------------------------------------------------------------------
 
 
 def _n_samples(duration_s: float) -> int:
@@ -894,7 +938,7 @@ def _n_samples(duration_s: float) -> int:
     return round(duration_s * SAMPLE_RATE_HZ)
 
 
-def _curve(rng: np.random.Generator, n: int, rate_hz: float, low: float, high: float, hop: int = 1) -> Signal:
+def _curve(rng: np.random.Generator, n: int, rate_hz: float, low: float, high: float, hop: int = 1) -> _Array:
     """n values, `hop` samples apart, that wander between low and high with so many turns a second."""
     knots = n * hop / SAMPLE_RATE_HZ * rate_hz
     values = rng.uniform(low, high, int(knots) + 2)
@@ -903,7 +947,7 @@ def _curve(rng: np.random.Generator, n: int, rate_hz: float, low: float, high: f
 
 def _bursts(
     rng: np.random.Generator, n: int, on_s: tuple[float, float], off_s: tuple[float, float], edge_s: float
-) -> Signal:
+) -> _Array:
     """An envelope between 0 and 1: on and off for random times within these bounds. Shape: -> [n]"""
     times_s, gains = [0.0], [0.0]
     while times_s[-1] < n / SAMPLE_RATE_HZ:
@@ -914,31 +958,36 @@ def _bursts(
     return np.interp(np.arange(n) / SAMPLE_RATE_HZ, times_s, gains).astype(np.float32)
 
 
-def _triangle(turns: NDArray[np.float64]) -> NDArray[np.float64]:
+def _triangle(turns: _Array) -> _Array:
     return 2 * np.abs(2 * (turns % 1) - 1) - 1
 
 
-def _ramp_up_and_down(turn: NDArray[np.float64], up: float) -> NDArray[np.float64]:
+def _ramp_up_and_down(turn: _Array, up: float) -> _Array:
     """0 to 1 in the part `up` of a turn, and back to 0 in the rest."""
     return np.where(turn < up, turn / up, (1 - turn) / (1 - up))
 
 
-def _ends(now_s: Signal, duration_s: float, edge_s: float) -> Signal:
+def _ends(now_s: _Array, duration_s: float, edge_s: float) -> _Array:
     """1, but for a straight rise and fall of `edge_s` at the ends."""
-    return np.clip(np.minimum(now_s, duration_s - now_s) / np.float32(edge_s), 0, 1)
+    gain: _Array = np.clip(np.minimum(now_s, duration_s - now_s) / np.float32(edge_s), 0, 1)
+    return gain
 
 
-def _faded(sound: Signal) -> Signal:
+def _faded(sound: _Array) -> _Array:
     duration_s = sound.size / SAMPLE_RATE_HZ
     return sound * _ends(np.arange(sound.size, dtype=np.float32) / SAMPLE_RATE_HZ, duration_s, FADE_S)
 
 
-def _add(out: Signal, sound: Signal, at_s: float) -> None:
+def _add(out: _Array, sound: _Array, at_s: float) -> None:
     """Mix `sound` into `out`; what would sound after its end is lost."""
     start = round(at_s * SAMPLE_RATE_HZ)
     heard = sound[: max(0, out.size - start)]
     out[start : start + heard.size] += heard
 
 
-def _at_peak(sound: Signal, peak: float = FULL_SCALE) -> Signal:
+def _gain(db: float) -> np.float32:
+    return np.float32(10 ** (db / 20))
+
+
+def _at_peak(sound: _Array, peak: float = FULL_SCALE) -> Signal:
     return (sound * np.float32(peak / max(float(np.abs(sound).max()), 1e-9))).astype(np.float32)

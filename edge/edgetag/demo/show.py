@@ -18,10 +18,11 @@ from edgetag.contract.errors import NetworkError
 from edgetag.contract.event import DEFAULT_PREFIX, TagsEvent
 from edgetag.contract.frontend import SAMPLE_RATE_HZ
 from edgetag.daemon import run
-from edgetag.delivery.mqtt import BrokerAddress, MqttPublisher
+from edgetag.delivery.address import BrokerAddress
+from edgetag.delivery.mqtt import MqttPublisher
 from edgetag.delivery.sink import Sink
 from edgetag.delivery.table import Table
-from edgetag.demo.broker import LOOPBACK, EmbeddedBroker
+from edgetag.demo.broker import HOST, EmbeddedBroker
 from edgetag.demo.scene import street_scene
 from edgetag.tagging.stream import EventStream
 from edgetag.tagging.tagger import DEFAULT_HOP_S, Tagger, hop_samples
@@ -67,7 +68,7 @@ class Subscriber:
 
     def __enter__(self) -> Self:
         """Subscribed when it returns, so that no event is missed."""
-        self._client.connect(LOOPBACK, self._port)
+        self._client.connect(HOST, self._port)
         self._client.loop_start()
         self._subscribed.get(timeout=_RECEIVE_TIMEOUT_S)
         return self
@@ -78,7 +79,7 @@ class Subscriber:
         self._client.disconnect()
         self._client.loop_stop()
 
-    def _receive(self, client: Client, userdata: object, message: MQTTMessage) -> None:
+    def _receive(self, _client: Client, _userdata: object, message: MQTTMessage) -> None:
         self.events.put(msgspec.json.decode(message.payload, type=TagsEvent))
 
 
@@ -115,7 +116,7 @@ def run_demo(console: Console | None = None) -> str:
     stream = EventStream(tagger, sensor=SENSOR)
     info = tagger.info(DEFAULT_HOP_S)
     with EmbeddedBroker() as broker, Subscriber(broker.port) as subscriber:
-        address = BrokerAddress(LOOPBACK, broker.port)
+        address = BrokerAddress(HOST, broker.port)
         with MqttPublisher(address, sensor=SENSOR, info=info, boot_id=stream.boot) as publisher:
             sink = _ShowingEach(publisher, subscriber, Table(console, tagger.taxonomy))
             summary = run(
@@ -128,6 +129,6 @@ def run_demo(console: Console | None = None) -> str:
             )
     heard = [tagger.taxonomy.tags[id].name for id in tagger.taxonomy.coarse_ids if id in sink.heard]
     return (
-        f"{summary.n_windows} windows of a synthetic {SCENE_S:g}-s street published to {address} and received, "
-        f"in {time.monotonic() - started_s:.1f} s; heard: {', '.join(heard) or 'nothing'}"
+        f"{summary.n_windows} windows of a synthetic {SCENE_S:g}-s street published to {address} "
+        f"and received, in {time.monotonic() - started_s:.1f} s; heard: {', '.join(heard) or 'nothing'}"
     )

@@ -64,7 +64,7 @@ class LevelMeter:
         return Level(_db(float(power.mean())), _db(float(fast.max())), _db(float(la10)), _db(float(la90)))
 
     def _fast(self, power: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Exponential averaging with a time constant of 125 ms, from rest: a burst reads the same anywhere."""
+        """Exponential averaging over 125 ms, from rest: a burst reads the same anywhere."""
         decay, averaged, state = self._decay, np.empty(len(power)), 0.0
         for k, block in enumerate(power.tolist()):
             state = decay * state + (1 - decay) * block

@@ -39,7 +39,9 @@ class LogMel:
         self._hann = 0.5 - 0.5 * np.cos(2 * np.pi * n / N_FFT)
         filters = slaney_filters(SAMPLE_RATE_HZ, N_FFT, N_MELS, MEL_FMIN_HZ, MEL_FMAX_HZ)
         self._filters_t = np.ascontiguousarray(filters.T)
-        self._padded = np.zeros(WINDOW_SAMPLES + N_FFT, np.float32)  # centred frames: half a frame of zeros each side
+        self._padded = np.zeros(
+            WINDOW_SAMPLES + N_FFT, np.float32
+        )  # centred frames: half a frame of zeros each side
         self._frames = np.lib.stride_tricks.sliding_window_view(self._padded, N_FFT)[::HOP_SAMPLES]
         self._windowed = np.empty((_CHUNK_FRAMES, N_FFT), np.float64)
         self._power = np.empty((_CHUNK_FRAMES, 1 + N_FFT // 2), np.float32)
@@ -47,7 +49,9 @@ class LogMel:
         self._mel = np.empty((N_FRAMES, N_MELS), np.float32)
         assert self._frames.shape == (N_FRAMES, N_FFT)
 
-    def __call__(self, samples: NDArray[np.float32], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+    def __call__(
+        self, samples: NDArray[np.float32], out: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
         """dB relative to the window's own maximum, never below −80.
 
         Args:

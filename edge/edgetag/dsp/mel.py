@@ -11,7 +11,9 @@ _SLANEY_LOG_STEP = np.log(6.4) / 27  # above it: 27 mels for a factor of 6.4
 
 def hz_to_mel_slaney(hz: NDArray[np.float64]) -> NDArray[np.float64]:
     """Slaney's Auditory Toolbox scale: linear below 1 kHz, logarithmic above. Any shape, Hz in, mel out."""
-    log_part = _SLANEY_BREAK_MEL + np.log(np.maximum(hz, _SLANEY_BREAK_HZ) / _SLANEY_BREAK_HZ) / _SLANEY_LOG_STEP
+    log_part = (
+        _SLANEY_BREAK_MEL + np.log(np.maximum(hz, _SLANEY_BREAK_HZ) / _SLANEY_BREAK_HZ) / _SLANEY_LOG_STEP
+    )
     return np.where(hz < _SLANEY_BREAK_HZ, hz / _SLANEY_LINEAR_HZ, log_part)
 
 
@@ -26,14 +28,16 @@ def hz_to_mel_htk(hz: NDArray[np.float64]) -> NDArray[np.float64]:
     return 1127.0 * np.log1p(hz / 700.0)
 
 
-def slaney_filters(rate_hz: int, n_fft: int, n_mels: int, fmin_hz: float, fmax_hz: float) -> NDArray[np.float32]:
+def slaney_filters(
+    rate_hz: int, n_fft: int, n_mels: int, fmin_hz: float, fmax_hz: float
+) -> NDArray[np.float32]:
     """Triangles on Hz, equally spaced in Slaney mel, each of unit area (librosa's defaults).
 
     Shape: [n_mels, 1 + n_fft // 2]
     """
     low, high = hz_to_mel_slaney(np.array([fmin_hz, fmax_hz]))
-    edges_hz = mel_to_hz_slaney(np.linspace(low, high, n_mels + 2))
-    triangles = _triangles(np.fft.rfftfreq(n_fft, 1 / rate_hz), edges_hz)
+    edges_hz = mel_to_hz_slaney(np.linspace(low, high, n_mels + 2, dtype=np.float64))
+    triangles = _triangles(np.linspace(0.0, rate_hz / 2, 1 + n_fft // 2), edges_hz)
     area = 2.0 / (edges_hz[2:] - edges_hz[:-2])
     return (triangles * area[:, None]).astype(np.float32)
 

@@ -50,9 +50,11 @@ class VggishLogMel:
             ValueError: another number of samples.
         """
         if samples.shape != (VGGISH_WINDOW_SAMPLES,):
-            raise ValueError(f"VGGish needs a window of {VGGISH_WINDOW_SAMPLES} samples, got shape {samples.shape}")
+            raise ValueError(
+                f"VGGish needs a window of {VGGISH_WINDOW_SAMPLES} samples, got shape {samples.shape}"
+            )
         frames = np.lib.stride_tricks.sliding_window_view(samples, VGGISH_FRAME_SAMPLES)[::VGGISH_HOP_SAMPLES]
         np.multiply(frames[:_N_FRAMES], self._hann, out=self._padded[:, :VGGISH_FRAME_SAMPLES])
         mel = np.abs(scipy.fft.rfft(self._padded)) @ self._filters_t
-        logmel = np.log(mel + np.float32(VGGISH_LOG_OFFSET))
+        logmel: NDArray[np.float32] = np.log(mel + np.float32(VGGISH_LOG_OFFSET))
         return logmel.reshape(VGGISH_N_PATCHES, VGGISH_PATCH_FRAMES, VGGISH_N_MELS)

@@ -39,7 +39,7 @@ EMBEDDING_OUTPUT_SHAPE = (10, 128)
 
 
 class OnnxNet:
-    """One ONNX net: named float32 inputs of fixed shape, one output. One thread, no spinning between windows."""
+    """One ONNX net: named float32 inputs of fixed shape, one output, one thread."""
 
     def __init__(self, data: bytes, name: str) -> None:
         options = onnxruntime.SessionOptions()
@@ -49,7 +49,9 @@ class OnnxNet:
         try:
             self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime has no common base of its own errors
-            raise BundleError(f"{name} is not an ONNX net this runtime can load ({_first_line(error)})") from error
+            raise BundleError(
+                f"{name} is not an ONNX net this runtime can load ({_first_line(error)})"
+            ) from error
         self.inputs: dict[str, Shape] = {i.name: tuple(i.shape) for i in self._session.get_inputs()}
         self.outputs: dict[str, Shape] = {o.name: tuple(o.shape) for o in self._session.get_outputs()}
 
@@ -108,7 +110,13 @@ def load_bundle(path: Path, variant: Variant | None = None) -> Bundle:
     if manifest.embedding is not None:
         net_shapes[EMBEDDING_INPUT] = EMBEDDING_SHAPE
         embedding = _net(path, "the embedding", manifest.embedding.variants, chosen)
-        _check(embedding, "the embedding", {PATCHES_INPUT: PATCHES_SHAPE}, EMBEDDING_INPUT, EMBEDDING_OUTPUT_SHAPE)
+        _check(
+            embedding,
+            "the embedding",
+            {PATCHES_INPUT: PATCHES_SHAPE},
+            EMBEDDING_INPUT,
+            EMBEDDING_OUTPUT_SHAPE,
+        )
     root = _net(path, "the root net", manifest.root.variants, chosen)
     _check(root, "the root net", net_shapes, OUTPUT, (1, manifest.root.outputs))
     branches = {}
@@ -146,7 +154,9 @@ def _check(net: OnnxNet, name: str, inputs: Mapping[str, Shape], output: str, sh
         if inputs.get(found) != shape_found:
             raise BundleError(f"{name} takes {found!r} of shape {shape_found}; expected {_shapes(inputs)}")
     if net.outputs != {output: shape}:
-        raise BundleError(f"{name} gives {_shapes(net.outputs)}; the manifest states {_shapes({output: shape})}")
+        raise BundleError(
+            f"{name} gives {_shapes(net.outputs)}; the manifest states {_shapes({output: shape})}"
+        )
 
 
 def _golden(path: Path, manifest: Manifest, variant: Variant) -> Golden:
@@ -156,9 +166,13 @@ def _golden(path: Path, manifest: Manifest, variant: Variant) -> Golden:
         with np.load(io.BytesIO(data), allow_pickle=False) as stored:
             golden = Golden(stored["pcm"], {name: stored[f"{name}_{variant}"] for name in names})
     except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise BundleError(f"{path / manifest.golden.file} holds no golden window for {variant} ({error})") from error
+        raise BundleError(
+            f"{path / manifest.golden.file} holds no golden window for {variant} ({error})"
+        ) from error
     if golden.pcm.shape != (WINDOW_SAMPLES,) or golden.pcm.dtype != np.int16:
-        raise BundleError(f"the golden window is {golden.pcm.dtype} {golden.pcm.shape}, not int16 ({WINDOW_SAMPLES},)")
+        raise BundleError(
+            f"the golden window is {golden.pcm.dtype} {golden.pcm.shape}, not int16 ({WINDOW_SAMPLES},)"
+        )
     return golden
 
 

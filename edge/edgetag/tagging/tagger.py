@@ -166,7 +166,7 @@ class Tagger:
 
     def _check_golden(self) -> None:
         golden, tolerance = self.bundle.golden, self.bundle.manifest.golden.tolerance
-        features = self.features(golden.pcm.astype(np.float32) / 32768)
+        features = self.features(golden.pcm.astype(np.float32) * np.float32(1 / 32768))
         for name, expected in golden.expected.items():
             difference = float(np.abs(np.asarray(self._run(name, features)) - expected).max())
             if not difference <= tolerance:
@@ -178,7 +178,7 @@ class Tagger:
 
 def is_silent(samples: NDArray[np.float32]) -> bool:
     """Whether a window is digital silence (or a constant): nothing a microphone ever delivers."""
-    return float(samples.max() - samples.min()) < 2 * SILENCE_PEAK, WINDOW_S
+    return float(samples.max() - samples.min()) < 2 * SILENCE_PEAK
 
 
 def hop_samples(hop_s: float) -> int:
@@ -188,7 +188,9 @@ def hop_samples(hop_s: float) -> int:
         InputError: not a positive, finite number of seconds.
     """
     if not (np.isfinite(hop_s) and hop_s * SAMPLE_RATE_HZ >= 1):
-        raise InputError(f"the hop is {hop_s} s; give a positive number of seconds, such as {DEFAULT_HOP_S:g}")
+        raise InputError(
+            f"the hop is {hop_s} s; give a positive number of seconds, such as {DEFAULT_HOP_S:g}"
+        )
     return round(hop_s * SAMPLE_RATE_HZ)
 
 

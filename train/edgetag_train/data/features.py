@@ -81,7 +81,7 @@ _worker: tuple[SceneMixer, LogMel]
 
 
 def _start(library: Library, settings: SceneSettings) -> None:
-    global _worker  # noqa: PLW0603 - one mixer a process
+    global _worker
     threadpool_limits(1)  # one process a core already: more threads would only wait for each other
     _worker = SceneMixer(library, settings), LogMel()
 

@@ -114,7 +114,11 @@ class SceneMixer:
         varied = _faded(varied)
         gain = bed_rms * 10 ** (rng.uniform(*settings.snr_db) / 20) / (_loud_rms(varied) + _EPSILON)
         placed = np.zeros(WINDOW_SAMPLES, np.float32)
-        repeats = int(rng.integers(settings.repeats[0], settings.repeats[1] + 1)) if len(varied) < _SHORT_SAMPLES else 1
+        repeats = (
+            int(rng.integers(settings.repeats[0], settings.repeats[1] + 1))
+            if len(varied) < _SHORT_SAMPLES
+            else 1
+        )
         for _ in range(repeats):
             onset = int(rng.integers(WINDOW_SAMPLES - len(varied) + 1))
             placed[onset : onset + len(varied)] += varied

@@ -135,7 +135,11 @@ def read_recordings(folder: Path, split: str) -> tuple[Sound, ...]:
     """
     table = read_annotations(folder / "annotations.csv").of_split(split)
     return tuple(
-        Sound(np.resize(read_mono(folder / "audio" / filename), WINDOW_SAMPLES), complete(row), f"sensor {sensor}")
+        Sound(
+            np.resize(read_mono(folder / "audio" / filename), WINDOW_SAMPLES),
+            complete(row),
+            f"sensor {sensor}",
+        )
         for filename, row, sensor in zip(table.filenames, table.binary(), table.sensor_id, strict=True)
     )
 

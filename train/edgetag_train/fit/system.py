@@ -89,7 +89,12 @@ def _fit_net(
     started_s = time.monotonic()
 
     def on_epoch(epoch: Epoch, mean: nn.Module) -> None:
-        line = {"net": name, "epoch": epoch.number, "loss": round(epoch.loss, 4), "seconds": round(epoch.seconds, 1)}
+        line = {
+            "net": name,
+            "epoch": epoch.number,
+            "loss": round(epoch.loss, 4),
+            "seconds": round(epoch.seconds, 1),
+        }
         with (out / "history.jsonl").open("ab") as history:
             history.write(msgspec.json.encode(line) + b"\n")
         log.info("epoch", **line, elapsed_s=round(time.monotonic() - started_s))

@@ -93,7 +93,10 @@ class TaggingNet(nn.Module):
         rows = TABLES[table]
         channels = [1, *(row.channels for row in rows)]
         self.convolutions = nn.Sequential(
-            *(conv_block(n_in, row, conv_dropout) for (n_in, _), row in zip(pairwise(channels), rows, strict=True))
+            *(
+                conv_block(n_in, row, conv_dropout)
+                for (n_in, _), row in zip(pairwise(channels), rows, strict=True)
+            )
         )
         self.fusion: Fusion = fusion
         self.fuse = _fusion_layer(fusion)

@@ -1,0 +1,52 @@
+# On a fresh Debian 12 with python3, python3-venv and make: `make demo`, `make test`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+# Tests with a real broker need it; they skip with a reason where it is absent.
+SYSTEM_PACKAGES := mosquitto mosquitto-clients
+
+.PHONY: demo test lint format bench schema system-packages clean
+
+demo: $(VENV)/demo.stamp
+	$(BIN)/edgetag demo
+
+test: $(VENV)/test.stamp system-packages lint
+	$(BIN)/pytest -q
+
+lint: $(VENV)/test.stamp
+	$(BIN)/ruff format --check edge train tests
+	$(BIN)/ruff check edge train tests
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+format: $(VENV)/test.stamp
+	$(BIN)/ruff format edge train tests
+	$(BIN)/ruff check --fix edge train tests
+
+bench: $(VENV)/test.stamp
+	$(BIN)/python tests/bench/window_cost.py
+
+schema: $(VENV)/demo.stamp
+	$(BIN)/python -m edgetag.contract deploy/schema
+
+# Only root can install; everybody else goes on without.
+system-packages:
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! [ -x /usr/sbin/mosquitto -a -x /usr/bin/mosquitto_sub ]; then \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(SYSTEM_PACKAGES) >/dev/null; \
+	fi || echo "$(SYSTEM_PACKAGES) could not be installed; tests that need them will skip"
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(INSTALL) '.[demo]'
+	touch $@
+
+$(VENV)/test.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(INSTALL) '.[demo,train,test]'
+	touch $@ $(VENV)/demo.stamp
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,5 @@
+"""`python -m edgetag`."""
+
+from edgetag.cli import main
+
+main()

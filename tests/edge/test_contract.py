@@ -1,0 +1,151 @@
+"""The contract: taxonomy, events, manifest. What is pinned here may only change with a new version."""
+
+import json
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+
+from edgetag.contract.errors import BundleError
+from edgetag.contract.event import MESSAGES, TagsEvent, encode, json_schema, new_boot_id, timestamp
+from edgetag.contract.manifest import File, Manifest
+from edgetag.contract.taxonomy import SONYC_UST, Category, Tag, Taxonomy
+from fakes import bundle_info, tags_event
+
+SCHEMAS = Path(__file__).parents[2] / "deploy" / "schema"
+
+
+@pytest.mark.parametrize("kind", MESSAGES)
+def test_the_published_schema_is_the_code(kind: str) -> None:
+    """`deploy/schema/<topic>.json` is what the typed messages say (`make schema` writes it)."""
+    assert json.loads((SCHEMAS / f"{kind}.json").read_text()) == json_schema(kind)
+
+
+def test_an_event_is_valid_against_the_schema_and_survives_the_wire() -> None:
+    """Encode, validate, decode: the same event."""
+    event = tags_event(7, source="street.wav")
+    Draft202012Validator(json_schema("tags")).validate(json.loads(encode(event)))
+    assert msgspec.json.decode(encode(event), type=TagsEvent) == event
+
+
+def test_a_microphones_event_has_no_source() -> None:
+    """Absent, not null."""
+    assert "source" not in json.loads(encode(tags_event()))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("seq", -1), ("verdict", "maybe"), ("start", "10:00"), ("schema", "2")]
+)
+def test_the_schema_refuses_what_is_no_event(field: str, value: object) -> None:
+    """The schema has teeth: each of these is invalid."""
+    event = json.loads(encode(tags_event())) | {field: value}
+    assert not Draft202012Validator(json_schema("tags")).is_valid(event)
+
+
+def test_info_is_valid_against_the_schema() -> None:
+    """What a subscriber reads first."""
+    Draft202012Validator(json_schema("info")).validate(json.loads(encode(bundle_info())))
+
+
+@given(st.floats(0, 4e9))
+def test_timestamps_are_rfc_3339_to_the_millisecond(utc_s: float) -> None:
+    """One form, always in UTC."""
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", timestamp(utc_s))
+
+
+def test_boot_ids_are_unique_ulids() -> None:
+    """26 characters of Crockford's base 32, never twice."""
+    ids = {new_boot_id() for _ in range(1000)}
+    assert len(ids) == 1000
+    assert all(re.fullmatch("[0-7][0-9A-HJKMNP-TV-Z]{25}", id) for id in ids)
+
+
+@pytest.mark.shared
+def test_the_taxonomy_is_the_datasets(shared: Path) -> None:
+    """Ids, names and order equal the published `dcase-ust-taxonomy.yaml`."""
+    published = yaml.safe_load((shared / "sonyc-ust" / "dcase-ust-taxonomy.yaml").read_text())
+    coarse = [(str(id), name) for id, name in published["coarse"].items()]
+    fine = [(f"{id}-{key}", name) for id, tags in published["fine"].items() for key, name in tags.items()]
+    assert [(category.id, category.name) for category in SONYC_UST.categories] == coarse
+    assert [(id, SONYC_UST.tags[id].name) for id in SONYC_UST.fine_ids] == fine
+
+
+def test_single_child_categories_have_no_branch() -> None:
+    """Coarse 3 and 8 have one fine tag each."""
+    assert [category.id for category in SONYC_UST.categories if category.single] == ["3", "8"]
+    assert SONYC_UST.branch_ids == ("1", "2", "4", "5", "6", "7")
+
+
+@pytest.mark.parametrize(
+    ("categories", "complaint"),
+    [
+        ((), "no categories"),
+        ((Category("1", "a", ()),), "no fine tag"),
+        ((Category("1", "a", (Tag("2-1", "b"),)),), "does not belong"),
+        ((Category("1", "a", (Tag("1-1", "b"), Tag("1-1", "c"))),), "twice"),
+    ],
+)
+def test_an_impossible_taxonomy_is_refused(categories: tuple[Category, ...], complaint: str) -> None:
+    """A taxonomy that could not be numbered never exists."""
+    with pytest.raises(ValueError, match=complaint):
+        Taxonomy("mine", categories)
+
+
+@pytest.mark.parametrize("name", ["", "../root.onnx", "/etc/passwd", "a/b.onnx", ".hidden", "a\\b", ".."])
+def test_a_bundles_files_have_plain_names(name: str) -> None:
+    """Nothing in a manifest can point outside its directory."""
+    with pytest.raises(ValueError, match="plain file name"):
+        File(name, "0" * 64)
+
+
+def manifest(**changes: object) -> Manifest:
+    file = {"file": "x", "sha256": "0" * 64}
+    stated = {
+        "format": "edgetag.bundle/1",
+        "name": "x",
+        "version": "1",
+        "created": "2026-11-22",
+        "licence": "MIT",
+        "summary": "",
+        "taxonomy": msgspec.to_builtins(SONYC_UST),
+        "frontend": {},
+        "root": {"outputs": 37, "variants": {"int8": file}},
+        "branches": {"1": {"outputs": 4, "variants": {"int8": file}}},
+        "thresholds": {"1": 0.5},
+        "golden": file,
+    }
+    return msgspec.convert(stated | changes, Manifest)
+
+
+def test_a_consistent_manifest_passes() -> None:
+    """The base of the cases below is fine, with 37 outputs and with 8."""
+    manifest().check()
+    manifest(root={"outputs": 8, "variants": {"int8": {"file": "x", "sha256": "0" * 64}}}).check()
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"root": {"outputs": 36, "variants": {"int8": {"file": "x", "sha256": "0" * 64}}}}, "36 outputs"),
+        (
+            {"branches": {"3": {"outputs": 1, "variants": {"int8": {"file": "x", "sha256": "0" * 64}}}}},
+            "refines no",
+        ),
+        (
+            {"branches": {"1": {"outputs": 5, "variants": {"int8": {"file": "x", "sha256": "0" * 64}}}}},
+            "5 outputs",
+        ),
+        ({"thresholds": {"9": 0.5}}, "unknown tags: 9"),
+        ({"frontend": {"n_mels": 64}}, "n_mels=64"),
+        ({"fusion": "concat"}, "fusion"),
+    ],
+)
+def test_a_manifest_that_contradicts_itself_is_refused(changes: dict[str, object], complaint: str) -> None:
+    """Each statement is checked against the taxonomy and the others."""
+    with pytest.raises(BundleError, match=complaint):
+        manifest(**changes).check()
