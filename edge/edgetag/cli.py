@@ -3,6 +3,7 @@
 Exit codes: 0 done · 1 internal error · 2 usage or input · 3 bundle · 4 network · 130 interrupted.
 """
 
+import logging
 import os
 import socket
 import sys
@@ -64,7 +65,11 @@ def main() -> None:
 @app.callback(invoke_without_command=True)
 def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log connections, too.")] = False,
 ) -> None:
+    from edgetag.log import configure
+
+    configure(logging.INFO if verbose else logging.WARNING)
     if version:
         from edgetag import __version__
 

@@ -33,7 +33,8 @@ WAIT_S = 20  # for what must happen; nothing here waits for what must not
 
 
 FORM = r"%t\t%r\t%C\t%P\t%p"
-_LASTING = ("-c", "-x", "3600")  # a session that outlives its connection
+# A session that outlives its connection; to subscribe again must not bring retained messages again.
+_LASTING = ("-c", "-x", "3600", "-R")
 
 
 def find(program: str) -> str | None:
@@ -132,7 +133,7 @@ class Mosquitto:
             for line in process.stdout:
                 messages.append(_received(line))
                 if messages[-1].payload.get("reason") == reason:
-                    process.terminate()
+                    process.kill()  # not terminate(): its signal handler can lock itself out for ever
                     return messages
         raise AssertionError(f"nothing {reason!r} in {len(messages)} messages")
 
@@ -148,7 +149,9 @@ class Mosquitto:
         return [program, *fixed, *arguments]
 
     def _sub(self, *arguments: str) -> str:
-        done = subprocess.run(self._command(*arguments), capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            self._command(*arguments), capture_output=True, text=True, check=False, timeout=2 * WAIT_S
+        )
         assert done.returncode == 0, f"mosquitto_sub ended with {done.returncode}: {done.stderr}{done.stdout}"
         return done.stdout
 

@@ -1,5 +1,6 @@
 """`edgetag train …`: fit, evaluate, export. Heavy imports happen in the command that needs them."""
 
+import logging
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +20,10 @@ DataOption = Annotated[
 
 @app.callback()
 def _needs_extra() -> None:
+    from edgetag.log import configure
+
+    configure(logging.INFO)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of libraries that are not needed
     try:
         import torch as torch
     except ImportError:

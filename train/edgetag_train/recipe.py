@@ -23,6 +23,7 @@ class Fit(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         rate: the optimiser's initial learning rate.
         smoothing: loss weight of a tag's positives = (negatives/positives) ** smoothing; 0 = off.
         averaging: decay per step of the running mean of the weights that is kept in the end.
+        band_gain_db: standard deviation of a random gain over frequency: another microphone each time.
         mask_share: largest share of mel bands, and of frames, that is blanked out in training.
     """
 
@@ -34,6 +35,7 @@ class Fit(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     rate: float = 1e-3
     smoothing: float = 0.1
     averaging: float = 0.998
+    band_gain_db: float = 0.0
     mask_share: float = 0.1
     conv_dropout: float = CONV_DROPOUT
     fc_dropout: float = FC_DROPOUT

@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from edgetag.contract.frontend import FLOOR_DB
 from edgetag_train.data.features import Windows
 from edgetag_train.models.cnn import TaggingNet
 from edgetag_train.recipe import Fit
-
-MASKED_DB = -80.0
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def fit(
     for number in range(1, settings.epochs + 1):
         started_s, losses = time.monotonic(), []
         for batch in _batches(rng, rows, settings.batch):
-            logmel = _augmented(rng, windows.logmel[batch], settings.mask_share)
+            logmel = _augmented(rng, windows.logmel[batch], settings)
             with torch.autocast("cpu", torch.bfloat16, enabled=large):
                 logits = net(logmel.to(memory_format=memory_format))
             loss = masked_loss(
@@ -114,15 +113,26 @@ def _batches(rng: np.random.Generator, rows: NDArray[np.intp], size: int) -> Ite
         yield np.sort(shuffled[start : start + size])
 
 
-def _augmented(rng: np.random.Generator, logmel: NDArray[np.float16], mask_share: float) -> Tensor:
-    """Rolled in time by a random amount, a band of mel and one of frames blanked. Shape: [n, 1, 128, 862]"""
+def _augmented(rng: np.random.Generator, logmel: NDArray[np.float16], settings: Fit) -> Tensor:
+    """Rolled in time, heard through another frequency response, a band and a span of frames blanked.
+
+    Shape: [n, 128, 862] -> [n, 1, 128, 862], each window relative to its own maximum again
+    """
     n, n_mels, n_frames = logmel.shape
     windows = np.empty((n, 1, n_mels, n_frames), np.float32)
     for k in range(n):
-        window = np.roll(logmel[k], int(rng.integers(n_frames)), axis=1)
-        band, span = (int(rng.integers(int(mask_share * size) + 1)) for size in (n_mels, n_frames))
+        window = np.roll(logmel[k], int(rng.integers(n_frames)), axis=1).astype(np.float32)
+        window += _smooth_gain_db(rng, n_mels, settings.band_gain_db)[:, np.newaxis]
+        window -= window.max()
+        band, span = (int(rng.integers(int(settings.mask_share * size) + 1)) for size in (n_mels, n_frames))
         low, start = int(rng.integers(n_mels - band + 1)), int(rng.integers(n_frames - span + 1))
-        window[low : low + band] = MASKED_DB
-        window[:, start : start + span] = MASKED_DB
-        windows[k, 0] = window
+        window[low : low + band] = FLOOR_DB
+        window[:, start : start + span] = FLOOR_DB
+        windows[k, 0] = np.maximum(window, FLOOR_DB)
     return torch.from_numpy(windows)
+
+
+def _smooth_gain_db(rng: np.random.Generator, n_mels: int, deviation_db: float) -> NDArray[np.float32]:
+    """Straight lines between eight random gains. Shape: -> [n_mels]"""
+    knots = rng.normal(0.0, deviation_db, 8)
+    return np.interp(np.linspace(0, 7, n_mels), np.arange(8), knots).astype(np.float32)
