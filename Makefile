@@ -7,6 +7,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint c
 # Tests with a real broker need it; they skip with a reason where it is absent.
 SYSTEM_PACKAGES := mosquitto mosquitto-clients
 
+.NOTPARALLEL:
 .PHONY: demo test lint format bench schema system-packages clean
 
 demo: $(VENV)/demo.stamp
@@ -38,7 +39,7 @@ system-packages:
 	fi || echo "$(SYSTEM_PACKAGES) could not be installed; tests that need them will skip"
 
 $(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(VENV)/demo.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(INSTALL) '.[demo]'

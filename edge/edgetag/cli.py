@@ -1,6 +1,6 @@
 """The command line. Heavy imports happen in the command that needs them.
 
-Exit codes: 0 done · 1 internal error · 2 usage or input · 3 bundle · 4 network · 130 interrupted.
+Exit codes: 0 done · 1 internal error · 2 usage or input · 3 bundle · 4 network · 5 output · 130 interrupted.
 """
 
 import logging
@@ -14,11 +14,11 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
-from edgetag.contract.errors import EdgetagError, InputError
+from edgetag.contract.errors import EdgetagError, InputError, OutputError
 from edgetag.contract.event import DEFAULT_PREFIX
 from edgetag.contract.frontend import MIN_VALID, WINDOW_S
 
@@ -35,7 +35,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Tag urban sounds where they are heard, and publish probabilities, never audio.",
-    epilog="Exit codes: 0 done, 1 internal error, 2 usage or input, 3 bundle, 4 network, 130 interrupted.",
+    epilog="Exit codes: 0 done, 1 internal error, 2 usage or input, 3 bundle, 4 network, 5 output, "
+    "130 interrupted.",
 )
 
 INTERRUPTED_EXIT = 130
@@ -51,15 +52,22 @@ def main() -> None:
     """Entry point: one sentence on stderr for what was foreseen, a documented exit code for everything."""
     # One process tags one street: a pool of BLAS threads would only spin between windows.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    for command in entry_points(group="edgetag.commands"):
-        app.add_typer(command.load(), name=command.name)
     try:
+        _add_found_commands()
         app()
     except EdgetagError as error:
         _complain(error)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED_EXIT)
+
+
+def _add_found_commands() -> None:
+    """The trainer's commands, loaded only where they are called or listed."""
+    called = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), None)
+    for command in entry_points(group="edgetag.commands"):
+        if called in (None, command.name):
+            app.add_typer(command.load(), name=command.name)
 
 
 @app.callback(invoke_without_command=True)
@@ -80,7 +88,8 @@ def _root(
 @app.command()
 def replay(
     files: Annotated[
-        list[str], typer.Argument(help="WAV, FLAC, OGG or MP3 files; - reads a WAV from stdin.")
+        list[str],
+        typer.Argument(metavar="FILE…", help="WAV, FLAC, OGG or MP3 files; - reads a WAV from stdin."),
     ],
     hop: Annotated[float, typer.Option("--hop", help="Seconds from one window's start to the next.")] = 5.0,
     format: Annotated[
@@ -110,25 +119,37 @@ def replay(
 
     Example: edgetag replay street.flac --format table
     """
+    from edgetag.delivery.address import check_prefix, check_sensor
     from edgetag.tagging.stream import EventStream
-    from edgetag.tagging.tagger import Tagger
+    from edgetag.tagging.tagger import Tagger, check_start
     from edgetag.tagging.tagger import hop_samples as to_samples
 
     hop_samples = to_samples(hop)
+    check_prefix(prefix)
+    sensor = check_sensor(sensor or _replay_sensor())
+    start_utc_s = check_start(start.replace(tzinfo=UTC).timestamp()) if start else None
     tagger = Tagger.load(bundle)
-    stream = EventStream(tagger, sensor=sensor or _default_sensor())
-    failed = 0
+    stream = EventStream(tagger, sensor=sensor)
+    failed = False
     with _reader_may_leave(), ExitStack() as stack:
         sink = stack.enter_context(_sink(tagger, stream, format, mqtt, prefix, hop))
-        show_progress = sys.stderr.isatty() and not (sys.stdout.isatty() and (format or not mqtt))
+        progress = _is_terminal(sys.stderr) and not (_is_terminal(sys.stdout) and (format or not mqtt))
         for file in files:
             try:
-                _replay_one(
-                    file, stream, sink, hop_samples, start, realtime=realtime, show_progress=show_progress
+                duration_s = _replay_one(
+                    file,
+                    stream,
+                    sink,
+                    hop_samples,
+                    start_utc_s,
+                    realtime=realtime,
+                    progress=progress,
                 )
             except InputError as error:
                 _complain(error)
-                failed += 1
+                failed = True
+            else:
+                start_utc_s = None if start_utc_s is None else start_utc_s + duration_s
     if failed:
         raise typer.Exit(InputError.exit_code)
 
@@ -149,12 +170,12 @@ def _replay_one(
     stream: "EventStream",
     sink: "Sink",
     hop_samples: int,
-    start: datetime | None,
+    start_utc_s: float | None,
     *,
     realtime: bool,
-    show_progress: bool,
-) -> None:
-    """Tag one recording.
+    progress: bool,
+) -> float:
+    """Tag one recording; return its seconds of audio. Without a start it is taken to end now, or begin now.
 
     Raises:
         InputError: it cannot be read, broke off, is too short, or holds samples that are no numbers; what
@@ -165,27 +186,21 @@ def _replay_one(
 
     with open_recording(file) as source:
         duration_s = source.duration_s
-        start_utc_s = start.replace(tzinfo=UTC).timestamp() if start else time.time()
-        if not (start or realtime):
-            start_utc_s -= duration_s or 0.0
-        pace = real_time(source.rate_hz) if realtime else None
-        with _progress(source, duration_s) if show_progress else nullcontext(lambda block: None) as advance:
-
-            def on_block(block: "Block") -> None:
-                if pace:
-                    pace(block)
-                advance(block)
-
+        if start_utc_s is None:
+            start_utc_s = time.time() - (0.0 if realtime else duration_s or 0.0)
+        observers = [real_time(source.rate_hz)] if realtime else []
+        with _progress(source, duration_s) if progress else nullcontext() as advance:
             summary = run(
                 source,
                 stream,
                 sink,
                 hop_samples=hop_samples,
                 start_utc_s=start_utc_s,
-                label=file,
-                on_block=on_block,
+                label=os.fsencode(file).decode("utf-8", "replace"),
+                observers=[*observers, advance] if advance else observers,
             )
     _check_heard(file, summary)
+    return summary.audio_s
 
 
 def _check_heard(file: str, summary: "Summary") -> None:
@@ -193,7 +208,7 @@ def _check_heard(file: str, summary: "Summary") -> None:
         raise InputError(
             f"{file}: {summary.not_finite} samples are not finite numbers; they were treated as lost audio"
         )
-    if summary.n_windows and summary.n_windows == summary.verdicts["too_little_audio"]:
+    if summary.n_windows == summary.verdicts["too_little_audio"]:
         raise InputError(
             f"{file}: {summary.audio_s:.1f} s of audio; a {WINDOW_S}-s window needs "
             f"{MIN_VALID * WINDOW_S:.1f} s; not tagged"
@@ -226,11 +241,15 @@ def _sink(
             )
         )
     if format is not None or mqtt is None:
-        sinks.append(_stdout_sink(tagger, format or Format.json))
+        from edgetag.delivery.stdout import Stdout
+
+        sinks.append(Stdout(_printer(tagger, format or Format.json), may_leave=bool(sinks)))
     return Tee(sinks)
 
 
-def _stdout_sink(tagger: "Tagger", format: Format) -> "Sink":
+def _printer(tagger: "Tagger", format: Format) -> "Sink":
+    if sys.stdout is None:
+        raise OutputError("stdout is closed; give events somewhere to go, e.g. > events.json")
     match format:
         case Format.json:
             from edgetag.delivery.stdout import JsonLines
@@ -254,8 +273,18 @@ def _reader_may_leave() -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing left to flush into
         raise typer.Exit from None
+    finally:
+        _forget_unwritable_stdout()
+
+
+def _forget_unwritable_stdout() -> None:
+    """What could not be written is not tried again at exit, where it would end in a traceback."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager
@@ -275,9 +304,13 @@ def _progress(source: "Source", duration_s: float | None) -> Iterator[Callable[[
         yield lambda block: progress.advance(task, len(block.frames) / source.rate_hz)
 
 
-def _default_sensor() -> str:
-    """The host's name, without its domain."""
-    return socket.gethostname().partition(".")[0] or "edgetag"
+def _replay_sensor() -> str:
+    """By the host's name, but never its live sensor's own id: a broker keeps one connection an id."""
+    return f"replay-{socket.gethostname().partition('.')[0]}"[:64]
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and stream.isatty()
 
 
 def _complain(error: Exception) -> None:

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from edgetag.capture.source import Block, DamagedAudio, Source
@@ -33,7 +33,7 @@ def run(
     hop_samples: int,
     start_utc_s: float,
     label: str | None = None,
-    on_block: Callable[[Block], None] = lambda block: None,
+    observers: Sequence[Callable[[Block], None]] = (),
 ) -> Summary:
     """Tag everything a source delivers, window by window, until it ends.
 
@@ -44,7 +44,7 @@ def run(
         hop_samples: from one window's start to the next, at 44.1 kHz.
         start_utc_s: when the source's frame 0 was heard, seconds since 1970.
         label: the events' `source`; None for a microphone.
-        on_block: called with each block before it is heard (progress, pacing).
+        observers: called with each block before it is heard (pacing, progress).
 
     Raises:
         DamagedAudio: the source broke off; what came before has been tagged and delivered.
@@ -52,7 +52,7 @@ def run(
     windower = Windower(source.rate_hz, hop_samples=hop_samples)
     summary, damage = Summary(), None
 
-    def deliver(windows: Iterator[Window]) -> None:
+    def deliver(windows: Iterable[Window]) -> None:
         for window in windows:
             event = stream.event(window, start_utc_s=start_utc_s, source=label)
             sink.deliver(event)
@@ -60,12 +60,13 @@ def run(
 
     try:
         for block in source.blocks():
-            on_block(block)
-            deliver(iter(windower.feed(block)))
+            for observe in observers:
+                observe(block)
+            deliver(windower.feed(block))
             summary.audio_s += len(block.frames) / source.rate_hz
     except DamagedAudio as error:
         damage = error
-    deliver(iter(windower.finish()))
+    deliver(windower.finish())
     summary.not_finite = windower.n_not_finite
     if damage is not None:
         raise damage

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -289,3 +290,76 @@ def test_usage_errors(arguments: list[str]) -> None:
     )
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("form", ["json", "csv", "table"])
+def test_a_full_disk(street: Path, bundle: Path, form: str) -> None:
+    """Events that cannot be written are an error of their own, told once."""
+    command = [
+        sys.executable,
+        "-m",
+        "edgetag",
+        "replay",
+        str(street),
+        "--bundle",
+        str(bundle),
+        "--format",
+        form,
+    ]
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    refused(done, 5, "stdout", "No space left")
+
+
+def test_a_closed_stdin(bundle: Path) -> None:
+    """`edgetag replay - <&-` says what is missing."""
+    command = f"{sys.executable} -m edgetag replay - --bundle {bundle} <&-"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    refused(done, 2, "standard input is closed")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--sensor", "a/b"], ["--prefix", "a/#"], ["--start", "9999-12-31T23:59:59Z"]]
+)
+def test_names_and_times_that_no_event_can_carry(edgetag: Run, street: Path, arguments: list[str]) -> None:
+    """Refused before anything is tagged, with or without a broker."""
+    done = edgetag(street, *arguments)
+    refused(done, 2)
+    assert done.stdout == ""
+
+
+def test_a_file_name_that_is_no_utf_8(edgetag: Run, street: Path, tmp_path: Path) -> None:
+    """It is tagged; its name is written as well as it can be."""
+    odd = Path(str(tmp_path)) / "stra\udcdfe.wav"
+    odd.write_bytes(street.read_bytes())
+    done = edgetag(odd)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[0])["source"].endswith("stra\ufffde.wav")
+
+
+def test_recordings_follow_each_other_from_the_start_given(edgetag: Run, street: Path) -> None:
+    """The second begins where the first ended: no two windows claim one time."""
+    done = edgetag(street, street, "--hop", "10", "--start", "2026-11-22T10:00:00Z")
+    assert [json.loads(line)["start"][14:19] for line in done.stdout.splitlines()] == [
+        "00:00",
+        "00:10",
+        "00:20",
+        "00:30",
+    ]
+
+
+def test_a_recording_of_next_to_nothing_is_reported(edgetag: Run, tmp_path: Path) -> None:
+    """Three frames at 384 kHz are not one sample at 44.1."""
+    soundfile.write(tmp_path / "a.wav", noise(1)[:3], 384_000)
+    refused(edgetag(tmp_path / "a.wav"), 2, "0.0 s of audio")
+
+
+def test_ctrl_c(street: Path, bundle: Path) -> None:
+    """130, quietly."""
+    command = [sys.executable, "-m", "edgetag", "replay", "--realtime", str(street), "--bundle", str(bundle)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.readline()  # ten seconds on: the first window
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    assert (process.returncode, "Traceback" in stderr) == (130, False)

@@ -123,7 +123,13 @@ BAD: dict[str, tuple[object, float, str]] = {
     "an infinity in the second channel": (np.array([[0.0, 0.0], [0.0, np.inf]]), RATE_HZ, "index 1"),
     "32-bit integers": (np.zeros(10, np.int32), RATE_HZ, "int32"),
     "text": (np.array(["a"]), RATE_HZ, "samples are"),
+    "a number beyond sense": (np.array([0.0, 1e30]), RATE_HZ, "index 1"),
+    "ragged lists": ([[1.0], [1.0, 2.0]], RATE_HZ, "no array"),
     "no rate": (np.zeros(10), 0, "sample rate is 0"),
+    "a rate that is no number": (np.zeros(10), float("nan"), "sample rate is nan"),
+    "half a hertz": (np.zeros(10), 44_100.5, "whole number"),
+    "a rate in words": (np.zeros(10), "44100", "whole number"),
+    "a telephone's half": (np.zeros(10), 2000, "2000 Hz"),
 }
 
 
@@ -136,7 +142,7 @@ def test_samples_that_mean_nothing_are_refused(
         tagger.tag(samples, rate_hz)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("hop_s", [0.0, -1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("hop_s", [0.0, -1.0, 0.01, float("nan"), float("inf")])
 def test_a_hop_goes_forward(tagger: Tagger, hop_s: float) -> None:
     """A hop is a positive, finite number of seconds."""
     with pytest.raises(InputError, match="hop"):
@@ -164,6 +170,19 @@ def _engine() -> Tagger:
         with tempfile.TemporaryDirectory() as folder:
             _loaded.append(Tagger.load(write_bundle(Path(folder), [0.9] + [0.1] * 36)))
     return _loaded[0]
+
+
+@pytest.mark.parametrize("start_utc_s", [-1.0, 1e12, float("nan")])
+def test_a_start_is_a_time_that_can_be_written(tagger: Tagger, start_utc_s: float) -> None:
+    """RFC 3339 has four digits for the year."""
+    with pytest.raises(InputError, match="1970 to 9998"):
+        tagger.tag(noise(WINDOW), RATE_HZ, start_utc_s=start_utc_s)
+
+
+def test_numpys_numbers_are_numbers(tagger: Tagger) -> None:
+    """A rate read from an array gives events that can be written."""
+    (event,) = tagger.tag(noise(WINDOW), np.int64(RATE_HZ))
+    assert msgspec.json.decode(msgspec.json.encode(event))["audio"]["rate_hz"] == RATE_HZ
 
 
 def test_events_are_typed_structs(tagger: Tagger) -> None:

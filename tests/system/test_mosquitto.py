@@ -20,12 +20,15 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 import jsonschema
+import numpy as np
 import pytest
+import soundfile
 
 from edgetag.contract.errors import NetworkError
 from edgetag.contract.event import json_schema
 from edgetag.delivery.mqtt import BrokerAddress, MqttPublisher
 from fakes import bundle_info, tags_event
+from fakes_bundle import write_bundle
 
 SENSOR = "b827eb42bd4a"
 TOPIC = f"sonyc/v1/{SENSOR}"
@@ -351,3 +354,79 @@ def test_a_restart_in_the_middle_of_a_burst_loses_no_event(tmp_path: Path) -> No
         replay.result(WAIT_S)
         got = seqs(broker.take_until("reader", "ended"))
     assert list(dict.fromkeys(got)) == list(range(200)), "all of them in order, apart from what came twice"
+
+
+# -- edgetag replay, the whole of it -------------------------------------------------------------------------
+
+
+def replay_command(broker: Mosquitto, bundle: Path, *arguments: str) -> list[str]:
+    mqtt = f"mqtt://127.0.0.1:{broker.port}"
+    fixed = [
+        "replay",
+        "--mqtt",
+        mqtt,
+        "--sensor",
+        SENSOR,
+        "--bundle",
+        str(bundle),
+        "--start",
+        "2026-11-22T10:00:00Z",
+    ]
+    return [sys.executable, "-m", "edgetag", *fixed, *arguments]
+
+
+@pytest.fixture
+def street(tmp_path: Path) -> Path:
+    """Half a minute of noise."""
+    samples = np.random.default_rng(0).normal(0, 0.1, 30 * 16_000)
+    soundfile.write(tmp_path / "street.flac", samples, 16_000)
+    return tmp_path / "street.flac"
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return write_bundle(tmp_path / "bundle", [0.9] + [0.1] * 36)
+
+
+def test_a_replayed_recording_reaches_a_subscriber_whole(
+    broker: Mosquitto, bundle: Path, street: Path
+) -> None:
+    """Every event, in order, valid, stamped from `--start`; `status` and `info` stay; stdout is empty."""
+    broker.subscribe("reader")
+    done = subprocess.run(
+        replay_command(broker, bundle, str(street)), capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    messages = broker.take_until("reader", "ended")
+    assert [message.kind for message in messages] == ["status", "info", *["tags"] * 5, "status"]
+    assert seqs(messages) == list(range(5))
+    for message in messages:
+        jsonschema.validate(message.payload, json_schema(message.kind))
+    tags = [message.payload for message in messages if message.kind == "tags"]
+    assert [event["start"] for event in tags] == [f"2026-11-22T10:00:{s:02d}.000Z" for s in range(0, 25, 5)]
+    assert {kind for kind, *_ in broker.retained(2)} == {"status", "info"}
+
+
+def test_a_replay_that_is_killed_leaves_its_last_will(broker: Mosquitto, bundle: Path, street: Path) -> None:
+    """SIGKILL in the middle of `--realtime`: the broker says so in its place."""
+    broker.subscribe("reader")
+    process = subprocess.Popen(replay_command(broker, bundle, "--realtime", str(street)))
+    assert statuses(broker.take("reader", 2)) == [("online", "connected")]
+    process.kill()
+    process.wait()
+    assert statuses(broker.take_until("reader", "connection lost"))[-1] == ("offline", "connection lost")
+
+
+def test_a_reader_that_leaves_does_not_stop_the_broker_from_hearing(
+    broker: Mosquitto, bundle: Path, street: Path
+) -> None:
+    """`edgetag replay --mqtt … --format json | head -1`: printing ends, publishing does not."""
+    broker.subscribe("reader")
+    replay = subprocess.Popen(
+        replay_command(broker, bundle, "--format", "json", str(street)), stdout=subprocess.PIPE
+    )
+    subprocess.run(["head", "-1"], stdin=replay.stdout, stdout=subprocess.DEVNULL, check=True)
+    assert replay.stdout is not None
+    replay.stdout.close()
+    assert replay.wait(WAIT_S) == 0
+    assert seqs(broker.take_until("reader", "ended")) == list(range(5))

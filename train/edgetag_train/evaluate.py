@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetag.contract.errors import InputError
 from edgetag.contract.taxonomy import SONYC_UST
 from edgetag.tagging.tagger import Tagger
-from edgetag_train.data.sounds import Sound, read_recordings
+from edgetag_train.data.scenes import SceneMixer, SceneSettings
+from edgetag_train.data.sounds import Library, Sound, read_clips, read_recordings
 from edgetag_train.metrics import evaluate
 
 N_COARSE = len(SONYC_UST.coarse_ids)
+N_SCENES = 200
 
 
 def predict(tagger: Tagger, recordings: Sequence[Sound]) -> NDArray[np.float32]:
@@ -55,9 +56,27 @@ def score_bundle(tagger: Tagger, data: Path, split: str) -> dict[str, Any]:
     """`report` of a bundle on the recordings of `data/sonyc` that belong to `split`.
 
     Raises:
-        InputError: the recordings cannot be read, or the split has none.
+        InputError: the recordings cannot be read, or there is no such split.
     """
     recordings = read_recordings(data / "sonyc", split)
-    if not recordings:
-        raise InputError(f"{data}/sonyc has no recording in split {split!r}; expected train or validate")
     return report(np.stack([sound.labels for sound in recordings]), predict(tagger, recordings))
+
+
+def score_scenes(tagger: Tagger, data: Path, settings: SceneSettings, seed: int) -> dict[str, float]:
+    """Coarse and fine figures on scenes mixed from the clips that were held out of training.
+
+    Empty where too few clips were held out to mix a scene from.
+    """
+    events, backgrounds = read_clips(data / "clips", "validate")
+    if not (events and backgrounds):
+        return {}
+    mixer = SceneMixer(Library(events, backgrounds, ()), settings)
+    scenes = [Sound(*mixer.scene(seed + k), "") for k in range(N_SCENES)]
+    truth = np.stack([scene.labels for scene in scenes])
+    scores = predict(tagger, scenes)
+    figures = {level: evaluate(truth, scores, level, ties="threshold") for level in ("coarse", "fine")}
+    return {"scenes": N_SCENES} | {
+        f"{level}_{name}": round(getattr(found, name), 4)
+        for level, found in figures.items()
+        for name in ("micro_auprc", "macro_auprc")
+    }

@@ -42,7 +42,7 @@ from edgetag.tagging.bundle import OnnxNet
 from edgetag.tagging.tagger import Tagger
 from edgetag_train.data.features import Windows, mix_scenes
 from edgetag_train.data.sounds import INDEX, describe, read_recordings
-from edgetag_train.evaluate import score_bundle
+from edgetag_train.evaluate import score_bundle, score_scenes
 from edgetag_train.fit.system import ROOT, load_net, net_names, outputs
 from edgetag_train.models.cnn import TaggingNet
 from edgetag_train.recipe import Recipe
@@ -197,12 +197,14 @@ def export_run(
     """
     try:
         recipe = msgspec.json.decode((run / "recipe.json").read_bytes(), type=Recipe)
-    except OSError as error:
+    except (OSError, msgspec.DecodeError) as error:
         raise InputError(f"{run} is no run directory ({error}); make one with: edgetag train fit") from error
     windows = mix_scenes(data, run / "scenes", recipe.scenes, n_scenes=recipe.n_scenes, seed=recipe.seed)
     street = np.array([sound.labels for sound in read_recordings(data / "sonyc", "train")])
     manifest = write_bundle(run, out, recipe, windows, street, variants, about)
-    metrics = score_bundle(Tagger.load(out), data, "validate")
+    tagger = Tagger.load(out)
+    metrics = score_bundle(tagger, data, "validate")
+    metrics["held_out_clips"] = score_scenes(tagger, data, recipe.scenes, recipe.seed + recipe.n_scenes)
     provenance = {"recipe": msgspec.to_builtins(recipe), "data": describe(data)}
     manifest = msgspec.structs.replace(manifest, metrics=metrics, training=provenance)
     write_manifest(manifest, out)
@@ -239,8 +241,10 @@ def _export_net(
 
 
 def _empty(out: Path) -> None:
-    """Make room for a bundle; only a bundle's own files are ever deleted."""
+    """Make room for a bundle: `out` is empty, or holds an older bundle and nothing else."""
     out.mkdir(parents=True, exist_ok=True)
+    if any(out.iterdir()) and not (out / MANIFEST_NAME).exists():
+        raise InputError(f"{out} is not empty and holds no bundle; choose an empty folder")
     if strangers := [
         p.name for p in out.iterdir() if p.suffix not in {".onnx", ".npz"} and p.name != MANIFEST_NAME
     ]:

@@ -61,9 +61,12 @@ def read_recipe(name: str) -> Recipe:
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
     try:
-        return msgspec.convert(yaml.safe_load(path.read_text(encoding="utf-8")), Recipe)
+        recipe = msgspec.convert(yaml.safe_load(path.read_text(encoding="utf-8")), Recipe)
     except FileNotFoundError:
         known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
         raise InputError(f"no recipe {name!r}; those that ship: {known}, or give a .yaml file") from None
     except (OSError, yaml.YAMLError, msgspec.ValidationError) as error:
         raise InputError(f"recipe {path}: {error}") from error
+    if {recipe.root.fusion, recipe.branch.fusion} != {"none"}:
+        raise InputError(f"recipe {path}: nets with an embedding cannot be fitted yet; set fusion to none")
+    return recipe

@@ -38,7 +38,11 @@ _STDIN_HELP = "pipe a WAV into it, as from `ffmpeg -i … -f wav -` or `sox … 
 
 def open_recording(path: str) -> "FileSource | StdinSource":
     """The recording at `path`; `-` is a WAV from standard input. Raises `InputError`."""
-    return StdinSource(sys.stdin.buffer) if path == "-" else FileSource(path)
+    if path != "-":
+        return FileSource(path)
+    if sys.stdin is None:
+        raise InputError(f"standard input is closed; {_STDIN_HELP}")
+    return StdinSource(sys.stdin.buffer)
 
 
 class FileSource:

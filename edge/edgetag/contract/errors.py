@@ -4,7 +4,8 @@
 EdgetagError
 ├── InputError     exit code 2   usage, a recording, samples
 ├── BundleError    exit code 3   a bundle that must not be loaded
-└── NetworkError   exit code 4   a broker that cannot be reached or refuses
+├── NetworkError   exit code 4   a broker that cannot be reached or refuses
+└── OutputError    exit code 5   stdout that cannot be written
 ```
 """
 
@@ -33,3 +34,9 @@ class NetworkError(EdgetagError):
     """The broker could not be reached, refused us, or did not acknowledge in time."""
 
     exit_code = 4
+
+
+class OutputError(EdgetagError):
+    """Events cannot be written where they were asked for: a full disk, a closed stdout."""
+
+    exit_code = 5

@@ -62,7 +62,7 @@ class TagsEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
         model: `<bundle name>@sha256:<first twelve digits of the bundle's hash>`.
         lag_s: seconds between the window's last sample being delivered and this event.
         late: the event waited in the outbox.
-        source: what was replayed (a file's name); absent for a microphone.
+        source: what was replayed (a path, as it was given); absent for a microphone.
     """
 
     schema: Literal["edgetag.tags/1"] = "edgetag.tags/1"

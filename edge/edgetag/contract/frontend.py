@@ -34,6 +34,7 @@ VGGISH_N_PATCHES = 10
 VGGISH_EMBEDDING_SIZE = 128
 
 # -- when a window is not worth a net's time -------------------------------------------------------------
+MIN_HOP_S = 0.1
 MIN_VALID = 0.9
 """Smallest fraction of a window that must be real audio for the window to be tagged."""
 SILENCE_PEAK = 1e-6

@@ -196,7 +196,7 @@ class MqttPublisher(Sink):
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
         self._release()
-        _log.warning("mqtt.abandoned", broker=str(self._address), sensor=self._sensor)
+        _log.info("mqtt.abandoned", broker=str(self._address), sensor=self._sensor)
 
     def _release(self) -> None:
         self._the_client.loop_stop()

@@ -6,10 +6,13 @@ nothing is raised after it: the command line ends quietly there. The stream stay
 """
 
 import csv
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import BinaryIO, Self, TextIO
 
 import msgspec
 
+from edgetag.contract.errors import OutputError
 from edgetag.contract.event import TagsEvent, encode
 from edgetag.contract.taxonomy import Taxonomy
 from edgetag.delivery.sink import Sink
@@ -95,3 +98,44 @@ class Csv(Sink):
             " ".join(event.refined),
             " ".join(event.active),
         ]
+
+
+class Stdout(Sink):
+    """A sink that prints, and what becomes of it when nobody can be printed to.
+
+    Args:
+        sink: writes to stdout.
+        may_leave: events go somewhere else, too: when the reader has gone, printing stops and no more.
+    """
+
+    def __init__(self, sink: Sink, *, may_leave: bool) -> None:
+        self._sink = sink
+        self._may_leave = may_leave
+        self._gone = False
+
+    def __enter__(self) -> Self:
+        with self._watched():
+            self._sink.__enter__()
+        return self
+
+    def deliver(self, event: TagsEvent) -> None:
+        """Print one event.
+
+        Raises:
+            BrokenPipeError: the reader has gone, and there is nobody else.
+            OutputError: stdout cannot be written.
+        """
+        if not self._gone:
+            with self._watched():
+                self._sink.deliver(event)
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            self._gone = True
+            if not self._may_leave:
+                raise
+        except OSError as error:
+            raise OutputError(f"events cannot be written to stdout ({error.strerror})") from error

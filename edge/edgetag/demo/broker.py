@@ -18,6 +18,7 @@ from edgetag.contract.errors import InputError
 
 HOST = "127.0.0.1"
 _LISTENER = "default"
+_STOP_TIMEOUT_S = 5.0
 _CONFIG = {
     "listeners": {_LISTENER: {"type": "external"}},
     "plugins": {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}},
@@ -58,7 +59,7 @@ class EmbeddedBroker:
         """Close every connection and wait for the thread."""
         running = self._running.result()
         running.loop.call_soon_threadsafe(running.stop.set)
-        self._thread.join()
+        self._thread.join(_STOP_TIMEOUT_S)  # a daemon thread: the process can end without it
         self._quiet.close()
 
     @property

@@ -70,7 +70,10 @@ class Subscriber:
         """Subscribed when it returns, so that no event is missed."""
         self._client.connect(HOST, self._port)
         self._client.loop_start()
-        self._subscribed.get(timeout=_RECEIVE_TIMEOUT_S)
+        try:
+            self._subscribed.get(timeout=_RECEIVE_TIMEOUT_S)
+        except queue.Empty:
+            raise NetworkError(f"the broker confirmed no subscription in {_RECEIVE_TIMEOUT_S:g} s") from None
         return self
 
     def __exit__(

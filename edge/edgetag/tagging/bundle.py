@@ -18,7 +18,7 @@ import yaml
 from numpy.typing import NDArray
 
 from edgetag.contract.errors import BundleError
-from edgetag.contract.frontend import WINDOW_SAMPLES
+from edgetag.contract.frontend import VGGISH_N_MELS, VGGISH_N_PATCHES, VGGISH_PATCH_FRAMES, WINDOW_SAMPLES
 from edgetag.contract.manifest import (
     EMBEDDING_INPUT,
     EMBEDDING_SHAPE,
@@ -34,8 +34,8 @@ from edgetag.contract.manifest import (
 
 Shape = tuple[int, ...]
 PATCHES_INPUT = "patches"
-PATCHES_SHAPE = (10, 96, 64)
-EMBEDDING_OUTPUT_SHAPE = (10, 128)
+PATCHES_SHAPE = (VGGISH_N_PATCHES, VGGISH_PATCH_FRAMES, VGGISH_N_MELS)
+EMBEDDING_OUTPUT_SHAPE = EMBEDDING_SHAPE[1:]
 
 
 class OnnxNet:
@@ -130,7 +130,7 @@ def load_bundle(path: Path, variant: Variant | None = None) -> Bundle:
 def _manifest(text: bytes, path: Path) -> Manifest:
     try:
         stated = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise BundleError(f"{path / MANIFEST_NAME} is not YAML ({_first_line(error)})") from error
     if not isinstance(stated, dict) or stated.get("format") != FORMAT:
         found = stated.get("format") if isinstance(stated, dict) else type(stated).__name__
@@ -161,10 +161,10 @@ def _check(net: OnnxNet, name: str, inputs: Mapping[str, Shape], output: str, sh
 
 def _golden(path: Path, manifest: Manifest, variant: Variant) -> Golden:
     data = _verified(path, manifest.golden)
-    names = ["root", *(f"branch-{id}" for id in manifest.branches)]
+    nets = {"root": manifest.root, **{f"branch-{id}": net for id, net in manifest.branches.items()}}
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as stored:
-            golden = Golden(stored["pcm"], {name: stored[f"{name}_{variant}"] for name in names})
+            golden = Golden(stored["pcm"], {name: stored[f"{name}_{variant}"] for name in nets})
     except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise BundleError(
             f"{path / manifest.golden.file} holds no golden window for {variant} ({error})"
@@ -173,6 +173,9 @@ def _golden(path: Path, manifest: Manifest, variant: Variant) -> Golden:
         raise BundleError(
             f"the golden window is {golden.pcm.dtype} {golden.pcm.shape}, not int16 ({WINDOW_SAMPLES},)"
         )
+    for name, net in nets.items():
+        if golden.expected[name].shape != (net.outputs,):
+            raise BundleError(f"the golden {name} is {golden.expected[name].shape}, not ({net.outputs},)")
     return golden
 
 

@@ -1,5 +1,6 @@
 """The public Python API: samples in, tagged windows out."""
 
+import math
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -8,11 +9,11 @@ from typing import Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from edgetag.capture.source import Block
-from edgetag.capture.windows import Windower
+from edgetag.capture.source import Block, check_stream
+from edgetag.capture.windows import SANE_PEAK, Windower
 from edgetag.contract.errors import BundleError, InputError
 from edgetag.contract.event import Info, Level, TagsEvent, Verdict
-from edgetag.contract.frontend import MIN_VALID, SAMPLE_RATE_HZ, SILENCE_PEAK, WINDOW_S
+from edgetag.contract.frontend import MIN_HOP_S, MIN_VALID, SAMPLE_RATE_HZ, SILENCE_PEAK, WINDOW_S
 from edgetag.contract.manifest import EMBEDDING_INPUT, LOGMEL_INPUT, LOGMEL_SHAPE, Variant
 from edgetag.dsp.level import LevelMeter
 from edgetag.dsp.logmel import LogMel
@@ -22,6 +23,7 @@ from edgetag.tagging.embedding import Embedder
 from edgetag.tagging.stream import EventStream
 
 DEFAULT_HOP_S = 5.0
+_LATEST_START_S = 253_370_764_800.0  # 9999-01-01
 Features = dict[str, NDArray[np.float32]]
 
 
@@ -86,8 +88,8 @@ class Tagger:
 
         Args:
             samples: floats with full scale ±1, or int16. Channels are averaged.
-            sample_rate_hz: any rate; other than 44.1 kHz is resampled.
-            hop_s: seconds from one window's start to the next.
+            sample_rate_hz: a whole number, 4,000 to 384,000; other than 44.1 kHz is resampled.
+            hop_s: seconds from one window's start to the next, at least 0.1.
             sensor: the events' sensor id.
             start_utc_s: when the first sample was heard, seconds since 1970. By default events count
                 from 1970-01-01T00:00:00, so that `start` reads as the place in the recording.
@@ -99,16 +101,19 @@ class Tagger:
             window gives one event, untagged (`too_little_audio`) where less than nine tenths is audio.
 
         Raises:
-            InputError: no samples, another number of dimensions, samples that are not finite, a rate
-                or hop that is not positive.
+            InputError: no samples, another number of dimensions, samples that are no finite numbers, a
+                rate, hop or start out of range.
         """
-        frames = _as_frames(samples)
-        if sample_rate_hz <= 0:
-            raise InputError(f"the sample rate is {sample_rate_hz} Hz; give the recording's own, above 0")
-        windower = Windower(sample_rate_hz, hop_samples=hop_samples(hop_s))
+        frames, rate_hz = _as_frames(samples), _as_rate(sample_rate_hz)
+        check_stream("samples", rate_hz, frames.shape[1])
+        check_start(start_utc_s)
+        windower = Windower(rate_hz, hop_samples=hop_samples(hop_s))
         stream = EventStream(self, sensor=sensor)
-        windows = [*windower.feed(Block(0, frames)), *windower.finish()]
-        return [stream.event(window, start_utc_s=start_utc_s) for window in windows]
+        events: list[TagsEvent] = []
+        for first in range(0, len(frames), rate_hz):  # a second at a time, since windows are large
+            windows = windower.feed(Block(first, frames[first : first + rate_hz]))
+            events += [stream.event(window, start_utc_s=start_utc_s) for window in windows]
+        return events + [stream.event(window, start_utc_s=start_utc_s) for window in windower.finish()]
 
     def analyse(self, samples: NDArray[np.float32], valid: float = 1.0) -> Analysis:
         """Level and probabilities of one window, of which the fraction `valid` is real audio.
@@ -130,7 +135,7 @@ class Tagger:
             rule=self.bundle.manifest.cascade,
         )
         active = [id for id, p in (found.coarse | found.fine).items() if p >= self.thresholds[id]]
-        return Analysis("tagged", level, found.coarse, found.fine, found.refined, active)
+        return Analysis("tagged", level, _rounded(found.coarse), _rounded(found.fine), found.refined, active)
 
     def info(self, hop_s: float) -> Info:
         """What subscribers need to read this tagger's events."""
@@ -155,7 +160,7 @@ class Tagger:
 
     def _run(self, name: str, features: Features) -> list[float]:
         net = self.bundle.root if name == "root" else self.bundle.branches[name.removeprefix("branch-")]
-        return [round(p, 4) for p in net(features)[0].tolist()]
+        return list(net(features)[0].tolist())
 
     def _fine_ids(self) -> list[str]:
         """Fine tags this bundle can tell: all, unless the root is coarse only."""
@@ -176,6 +181,11 @@ class Tagger:
                 )
 
 
+def _rounded(probabilities: dict[str, float]) -> dict[str, float]:
+    """To what is worth sending; decisions were taken on the full value."""
+    return {id: round(p, 4) for id, p in probabilities.items()}
+
+
 def is_silent(samples: NDArray[np.float32]) -> bool:
     """Whether a window is digital silence (or a constant): nothing a microphone ever delivers."""
     return float(samples.max() - samples.min()) < 2 * SILENCE_PEAK
@@ -185,25 +195,47 @@ def hop_samples(hop_s: float) -> int:
     """A hop in samples at 44.1 kHz.
 
     Raises:
-        InputError: not a positive, finite number of seconds.
+        InputError: not a finite number of seconds, or less than a tenth of one.
     """
-    if not (np.isfinite(hop_s) and hop_s * SAMPLE_RATE_HZ >= 1):
-        raise InputError(
-            f"the hop is {hop_s} s; give a positive number of seconds, such as {DEFAULT_HOP_S:g}"
-        )
+    if not (isinstance(hop_s, (int, float)) and math.isfinite(hop_s) and hop_s >= MIN_HOP_S):
+        raise InputError(f"the hop is {hop_s!r} s; give {MIN_HOP_S} s or more, such as {DEFAULT_HOP_S:g}")
     return round(hop_s * SAMPLE_RATE_HZ)
+
+
+def check_start(start_utc_s: float) -> float:
+    """`start_utc_s` itself, if events of a recording that began then can be stamped.
+
+    Raises:
+        InputError: not a time from 1970 to the end of the year 9998.
+    """
+    if not 0 <= start_utc_s < _LATEST_START_S:
+        raise InputError(f"the recording starts {start_utc_s!r} s after 1970; give a time from 1970 to 9998")
+    return start_utc_s
+
+
+def _as_rate(sample_rate_hz: float) -> int:
+    """A whole number of hertz, of whatever type it came."""
+    if isinstance(sample_rate_hz, (int, float, np.number)) and sample_rate_hz % 1 == 0:
+        return int(sample_rate_hz)
+    raise InputError(
+        f"the sample rate is {sample_rate_hz!r}; give the recording's own, a whole number of hertz"
+    )
 
 
 def _as_frames(samples: ArrayLike) -> NDArray[np.float32]:
     """Shape: [n] or [n, channels] -> [n, channels]"""
-    array = np.asarray(samples)
+    try:
+        array = np.asarray(samples)
+    except ValueError as error:
+        raise InputError(f"samples are no array of numbers ({error})") from error
     scale = 1 / 32768 if array.dtype == np.int16 else 1.0
     if array.ndim not in (1, 2) or array.size == 0:
         raise InputError(f"samples have shape {array.shape}; expected (n,) or (n, channels) with n > 0")
     if array.dtype != np.int16 and not np.issubdtype(array.dtype, np.floating):
         raise InputError(f"samples are {array.dtype}; give floats with full scale ±1, or int16")
-    if not np.isfinite(array).all():
-        first = int(np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))[0])
+    sane = np.abs(array) <= SANE_PEAK  # False for NaN, too
+    if not sane.all():
+        first = int(np.flatnonzero(~sane.reshape(len(array), -1).all(axis=1))[0])
         raise InputError(f"samples hold values that are not finite, the first at index {first}")
     frames = array.astype(np.float32) * np.float32(scale)
     return frames.reshape(len(frames), -1)

@@ -3,6 +3,7 @@
 `logmel.npy` [n, 128, 862] float16 (a decibel to within 1/32) and `labels.npy` [n, 37] float32.
 """
 
+import hashlib
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -18,7 +19,7 @@ from edgetag.contract.frontend import N_FRAMES, N_MELS
 from edgetag.contract.taxonomy import SONYC_UST
 from edgetag.dsp.logmel import LogMel
 from edgetag_train.data.scenes import SceneMixer, SceneSettings
-from edgetag_train.data.sounds import Library, Sound, read_library
+from edgetag_train.data.sounds import Library, read_library
 
 _CHUNK = 25
 
@@ -34,25 +35,22 @@ class Windows:
         return len(self.labels)
 
 
-def of_recordings(recordings: tuple[Sound, ...]) -> Windows:
-    """Windows of whole recordings, as a sensor would see them."""
-    front_end = LogMel()
-    logmel = np.stack([front_end(sound.samples) for sound in recordings]).astype(np.float16)
-    return Windows(logmel, np.stack([sound.labels for sound in recordings]))
-
-
 def mix_scenes(data: Path, out: Path, settings: SceneSettings, *, n_scenes: int, seed: int) -> Windows:
     """Mix `n_scenes` training scenes into `out`, or take those already there if made from the same settings.
 
     Raises:
         InputError: the data cannot be read.
     """
-    recipe = repr((settings, n_scenes, seed))
+    recipe = repr((settings, n_scenes, seed, *map(_digest, sorted(data.glob("*/*.csv")))))
     stamp = out / "scenes.txt"
     if not (stamp.exists() and stamp.read_text() == recipe):
         _write_scenes(data, out, settings, n_scenes, seed)
         stamp.write_text(recipe)
     return Windows(np.load(out / "logmel.npy", mmap_mode="r"), np.load(out / "labels.npy"))
+
+
+def _digest(table: Path) -> str:
+    return hashlib.sha256(table.read_bytes()).hexdigest()
 
 
 def _write_scenes(data: Path, out: Path, settings: SceneSettings, n_scenes: int, seed: int) -> None:

@@ -23,7 +23,8 @@ from edgetag_train.data.annotations import read_annotations
 
 Split = Literal["train", "validate"]
 INDEX = {id: k for k, id in enumerate(SONYC_UST.ids)}
-_FINE_BY_NAME = {tag.name: tag.id for category in SONYC_UST.categories for tag in category.fine}
+_COARSE_ID = {category.label: category.id for category in SONYC_UST.categories}
+_COLUMNS = ("path", "coarse", "fine", "recording_id", "licence", "source_repo")
 _BACKGROUND = "background"
 _HELD_OUT_SHARE = 0.15
 _HELD_OUT_FROM = 10
@@ -73,7 +74,7 @@ def clip_labels(coarse: Iterable[str], fine_name: str) -> NDArray[np.float32]:
 
 
 def split_of(recording_id: str, n_recordings: int) -> Split:
-    """Which split a clip's recording belongs to: by a hash of its id, so that new clips move no old one.
+    """Which split a clip's recording belongs to: by a hash of its id, not by its place in a table.
 
     Args:
         recording_id: what the clip was cut from.
@@ -99,29 +100,41 @@ def read_mono(path: Path) -> NDArray[np.float32]:
 def read_clips(folder: Path, split: Split) -> tuple[tuple[Sound, ...], tuple[Sound, ...]]:
     """Events and backgrounds of `folder/manifest.csv` whose recording belongs to `split`.
 
-    Columns used: `path`, `coarse` (`;` between several), `fine`, `recording_id`.
+    Columns: `path`, `coarse` (`5_alert-signal`, several with `;` between, or `background`), `fine`,
+    `recording_id`, `licence`, `source_repo`.
 
     Raises:
-        InputError: no manifest, a column is missing, or a clip cannot be read.
+        InputError: no manifest, a column or value is missing or unknown, or a clip cannot be read.
     """
+    manifest = _read_manifest(folder)
+    events, backgrounds = [], []
+    for clip in manifest[manifest.split == split].itertuples():
+        samples = read_mono(folder / clip.path)
+        if clip.coarse == _BACKGROUND:
+            backgrounds.append(Sound(samples, absent(), clip.recording_id))
+        else:
+            ids = [_COARSE_ID[label] for label in clip.coarse.split(";")]
+            events.append(Sound(samples, clip_labels(ids, clip.fine), clip.recording_id))
+    return tuple(events), tuple(backgrounds)
+
+
+def _read_manifest(folder: Path) -> pd.DataFrame:
+    """The clips' table, every value of it checked, with a column `split` added."""
+    file = folder / "manifest.csv"
     try:
-        manifest = pd.read_csv(folder / "manifest.csv", dtype=str)
-        manifest = manifest[["path", "coarse", "fine", "recording_id"]]
+        manifest = pd.read_csv(file, dtype=str)[list(_COLUMNS)]
     except (OSError, KeyError, ValueError) as error:
-        raise InputError(f"{folder}/manifest.csv: {error}") from error
+        raise InputError(f"{file}: {error}; columns {', '.join(_COLUMNS)} are expected") from error
+    for column in _COLUMNS:
+        if manifest[column].isna().any():
+            raise InputError(f"{file}: line {int(manifest[column].isna().argmax()) + 2} has no {column}")
+    labels = manifest.coarse.str.split(";").explode()
+    if unknown := set(labels) - {_BACKGROUND, *_COARSE_ID}:
+        raise InputError(f"{file}: {sorted(unknown)[0]!r} is no coarse label; e.g. 5_alert-signal is")
     n_recordings = manifest.groupby("fine").recording_id.nunique()
     rarest = n_recordings[manifest.fine].groupby(manifest.recording_id.to_numpy()).min()
-    events, backgrounds = [], []
-    for path, coarse, fine, recording_id in manifest.itertuples(index=False):
-        if split_of(recording_id, rarest[recording_id]) != split:
-            continue
-        samples = read_mono(folder / path)
-        if coarse == _BACKGROUND:
-            backgrounds.append(Sound(samples, absent(), recording_id))
-        else:
-            ids = [label.split("_")[0] for label in coarse.split(";")]
-            events.append(Sound(samples, clip_labels(ids, fine), recording_id))
-    return tuple(events), tuple(backgrounds)
+    manifest["split"] = [split_of(id, rarest[id]) for id in manifest.recording_id]
+    return manifest
 
 
 def read_recordings(folder: Path, split: str) -> tuple[Sound, ...]:
@@ -163,14 +176,14 @@ def read_library(data: Path, split: Split) -> Library:
 
 def describe(data: Path) -> dict[str, object]:
     """What a bundle's manifest says of the recordings it was trained on: counts, licences, sources."""
-    manifest = pd.read_csv(data / "clips" / "manifest.csv", dtype=str)
+    manifest = _read_manifest(data / "clips")
+    used = manifest[manifest.split == "train"]
     recordings = read_annotations(data / "sonyc" / "annotations.csv").of_split("train")
     return {
         "street_recordings": len(recordings.filenames),
-        "street_sensors": sorted(set(recordings.sensor_id), key=int),
-        "street_source": "SONYC-UST (Cartwright et al.), CC BY 4.0",
-        "clips": len(manifest),
-        "clip_recordings": int(manifest.recording_id.nunique()),
-        "clip_licences": manifest.licence.value_counts().to_dict(),
-        "clip_sources": sorted(set(manifest.source_repo)),
+        "street_sensors": len(set(recordings.sensor_id)),
+        "clips": len(used),
+        "clip_recordings": int(used.recording_id.nunique()),
+        "clip_licences": used.licence.value_counts().to_dict(),
+        "clip_sources": sorted(set(used.source_repo)),
     }
