@@ -34,7 +34,7 @@ def _needs_extra() -> None:
 def fit(
     recipe: RecipeArgument,
     data: DataOption,
-    out: Annotated[Path, typer.Option("--out", help="Run directory; an interrupted run goes on.")],
+    out: Annotated[Path, typer.Option("--out", help="Run directory; nets that are there are kept.")],
 ) -> None:
     """Train every net of a recipe.
 
@@ -74,6 +74,7 @@ def export(
     ] = False,
     licence: Annotated[str, typer.Option("--licence", help="Licence of the bundle.")] = "unspecified",
     summary: Annotated[str, typer.Option("--summary", help="One line for people.")] = "",
+    note: Annotated[str, typer.Option("--note", help="What the figures do not say.")] = "",
     version: Annotated[
         str, typer.Option("--version", help="The bundle's version; today's date if absent.")
     ] = "",
@@ -89,4 +90,4 @@ def export(
         "licence": licence,
         "summary": summary,
     }
-    export_run(run, data, out, ("fp32", "int8") if fp32 else ("int8",), about)
+    export_run(run, data, out, ("fp32", "int8") if fp32 else ("int8",), about, note)

@@ -110,8 +110,17 @@ def export_int8(fp32: Path, path: Path, calibration: NDArray[np.float16]) -> Non
         weight_type=QuantType.QInt8,
         per_channel=True,
         op_types_to_quantize=["Conv", "Gemm", "MatMul", "MaxPool"],
+        nodes_to_exclude=_ends(prepared),
     )
     prepared.unlink()
+
+
+def _ends(path: Path) -> list[str]:
+    """The first and last layer with weights: they are small, and rounding hurts most there."""
+    weighted = [
+        node.name for node in onnx.load(path).graph.node if node.op_type in {"Conv", "Gemm", "MatMul"}
+    ]
+    return [weighted[0], weighted[-1]]
 
 
 def prior_shift(
@@ -188,9 +197,11 @@ def write_bundle(
 
 
 def export_run(
-    run: Path, data: Path, out: Path, variants: tuple[Variant, ...], about: dict[str, str]
+    run: Path, data: Path, out: Path, variants: tuple[Variant, ...], about: dict[str, str], note: str = ""
 ) -> None:
     """Export a run, score the bundle just written on the validate recordings, and state the figures in it.
+
+    `note` is for whoever reads the manifest: what its figures do not say.
 
     Raises:
         InputError: the run is not complete or the data cannot be read.
@@ -205,7 +216,7 @@ def export_run(
     tagger = Tagger.load(out)
     metrics = score_bundle(tagger, data, "validate")
     metrics["held_out_clips"] = score_scenes(tagger, data, recipe.scenes, recipe.seed + recipe.n_scenes)
-    provenance = {"recipe": msgspec.to_builtins(recipe), "data": describe(data)}
+    provenance = {"recipe": msgspec.to_builtins(recipe), "data": describe(data), "note": note}
     manifest = msgspec.structs.replace(manifest, metrics=metrics, training=provenance)
     write_manifest(manifest, out)
     log.info("bundle written", out=str(out), **metrics)

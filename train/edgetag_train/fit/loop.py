@@ -33,7 +33,7 @@ def fit(
     settings: Fit,
     *,
     seed: int,
-    on_epoch: Callable[[Epoch, nn.Module], None],
+    on_epoch: Callable[[Epoch], None],
 ) -> TaggingNet:
     """Train one net on the windows `rows`, one output per label column of `columns`.
 
@@ -81,7 +81,7 @@ def fit(
             schedule.step()
             mean.update_parameters(net)
             losses.append(loss.item())
-        on_epoch(Epoch(number, float(np.mean(losses)), time.monotonic() - started_s), mean.module)
+        on_epoch(Epoch(number, float(np.mean(losses)), time.monotonic() - started_s))
     return mean.module.eval()
 
 

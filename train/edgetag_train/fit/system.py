@@ -13,7 +13,6 @@ import numpy as np
 import structlog
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from edgetag.contract.errors import InputError
 from edgetag.contract.taxonomy import SONYC_UST
@@ -88,7 +87,7 @@ def _fit_net(
 ) -> TaggingNet:
     started_s = time.monotonic()
 
-    def on_epoch(epoch: Epoch, mean: nn.Module) -> None:
+    def on_epoch(epoch: Epoch) -> None:
         line = {
             "net": name,
             "epoch": epoch.number,
@@ -98,7 +97,6 @@ def _fit_net(
         with (out / "history.jsonl").open("ab") as history:
             history.write(msgspec.json.encode(line) + b"\n")
         log.info("epoch", **line, elapsed_s=round(time.monotonic() - started_s))
-        _save(mean.state_dict(), out / f"{name}.partial")
 
     columns = np.array([INDEX[id] for id in outputs(name)])
     return fit(windows, rows, columns, settings, seed=seed, on_epoch=on_epoch)
