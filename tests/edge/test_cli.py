@@ -357,7 +357,13 @@ def test_a_recording_of_next_to_nothing_is_reported(edgetag: Run, tmp_path: Path
 def test_ctrl_c(street: Path, bundle: Path) -> None:
     """130, quietly."""
     command = [sys.executable, "-m", "edgetag", "replay", "--realtime", str(street), "--bundle", str(bundle)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job's is ignored
+    )
     assert process.stdout is not None
     process.stdout.readline()  # ten seconds on: the first window
     process.send_signal(signal.SIGINT)

@@ -174,7 +174,7 @@ def test_positive_weights_are_the_smoothed_ratio() -> None:
 def test_the_prior_shift_is_bayes_rule() -> None:
     """From half the scenes to a tenth of a thousand streets: odds divided by nine, for its kinds as well."""
     scenes, street = np.zeros((4, 37), np.float32), np.zeros((1000, 37), np.float32)
-    scenes[:2, 0] = street[:100, 0] = 1
+    scenes[:2, :2] = street[:100, 0] = street[:500, 1] = 1
     shift = prior_shift(scenes, street, ("1", "1-2", "2"))
     np.testing.assert_allclose(np.exp(shift), [1 / 9, 1 / 9, 1], rtol=0.05)
 
