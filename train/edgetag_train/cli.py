@@ -9,7 +9,7 @@ import typer
 
 from edgetag.contract.errors import InputError
 
-app = typer.Typer(no_args_is_help=True, help="Train, evaluate and export models (needs edgetag[train]).")
+app = typer.Typer(no_args_is_help=True, help="Train, evaluate and export models (needs the extra 'train').")
 
 RecipeArgument = Annotated[str, typer.Argument(help="Name of a recipe that ships, or a .yaml file.")]
 DataOption = Annotated[
