@@ -40,8 +40,9 @@ from edgetag.demo.scene import street_scene
 from edgetag.dsp.logmel import LogMel
 from edgetag.tagging.bundle import OnnxNet
 from edgetag.tagging.tagger import Tagger
+from edgetag_train.data.annotations import read_annotations
 from edgetag_train.data.features import Windows, mix_scenes
-from edgetag_train.data.sounds import INDEX, describe, read_recordings
+from edgetag_train.data.sounds import INDEX, describe
 from edgetag_train.evaluate import score_bundle, score_scenes
 from edgetag_train.fit.system import ROOT, load_net, net_names, outputs
 from edgetag_train.models.cnn import TaggingNet
@@ -211,7 +212,7 @@ def export_run(
     except (OSError, msgspec.DecodeError) as error:
         raise InputError(f"{run} is no run directory ({error}); make one with: edgetag train fit") from error
     windows = mix_scenes(data, run / "scenes", recipe.scenes, n_scenes=recipe.n_scenes, seed=recipe.seed)
-    street = np.array([sound.labels for sound in read_recordings(data / "sonyc", "train")])
+    street = read_annotations(data / "sonyc" / "annotations.csv").of_split("train").binary()
     manifest = write_bundle(run, out, recipe, windows, street, variants, about)
     tagger = Tagger.load(out)
     metrics = score_bundle(tagger, data, "validate")

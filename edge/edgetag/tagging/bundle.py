@@ -82,6 +82,11 @@ class Bundle:
     golden: Golden
 
     @property
+    def nets(self) -> dict[str, OnnxNet]:
+        """Root and branches by the names that the golden file has for them."""
+        return {"root": self.root} | {f"branch-{id}": net for id, net in self.branches.items()}
+
+    @property
     def model(self) -> str:
         """How events name it: `starter@sha256:` and the first twelve digits of the manifest's hash."""
         return f"{self.manifest.name}@sha256:{self.sha256[:12]}"

@@ -17,7 +17,7 @@ from edgetag.contract.frontend import MIN_HOP_S, MIN_VALID, SAMPLE_RATE_HZ, SILE
 from edgetag.contract.manifest import EMBEDDING_INPUT, LOGMEL_INPUT, LOGMEL_SHAPE, Variant
 from edgetag.dsp.level import LevelMeter
 from edgetag.dsp.logmel import LogMel
-from edgetag.tagging.bundle import Bundle, load_bundle, starter_path
+from edgetag.tagging.bundle import Bundle, OnnxNet, load_bundle, starter_path
 from edgetag.tagging.cascade import run_cascade
 from edgetag.tagging.embedding import Embedder
 from edgetag.tagging.stream import EventStream
@@ -128,9 +128,9 @@ class Tagger:
             return Analysis("silent", level, coarse, fine, [], [])
         features = self.features(samples)
         found = run_cascade(
-            self._run("root", features),
+            _probabilities(self.bundle.root, features),
             self.bundle.branches,
-            lambda id: self._run(f"branch-{id}", features),
+            lambda id: _probabilities(self.bundle.branches[id], features),
             taxonomy=self.taxonomy,
             rule=self.bundle.manifest.cascade,
         )
@@ -158,10 +158,6 @@ class Tagger:
             features[EMBEDDING_INPUT] = self._embedder(samples)
         return features
 
-    def _run(self, name: str, features: Features) -> list[float]:
-        net = self.bundle.root if name == "root" else self.bundle.branches[name.removeprefix("branch-")]
-        return list(net(features)[0].tolist())
-
     def _fine_ids(self) -> list[str]:
         """Fine tags this bundle can tell: all, unless the root is coarse only."""
         if self.bundle.manifest.root.outputs == len(self.taxonomy.ids):
@@ -173,12 +169,16 @@ class Tagger:
         golden, tolerance = self.bundle.golden, self.bundle.manifest.golden.tolerance
         features = self.features(golden.pcm.astype(np.float32) * np.float32(1 / 32768))
         for name, expected in golden.expected.items():
-            difference = float(np.abs(np.asarray(self._run(name, features)) - expected).max())
+            difference = float(np.abs(self.bundle.nets[name](features)[0] - expected).max())
             if not difference <= tolerance:
                 raise BundleError(
                     f"{self.bundle.model}: {name} differs by {difference:.4f} from its golden probabilities, "
                     f"more than {tolerance}; the bundle does not run correctly on this machine"
                 )
+
+
+def _probabilities(net: OnnxNet, features: Features) -> list[float]:
+    return list(net(features)[0].tolist())
 
 
 def _rounded(probabilities: dict[str, float]) -> dict[str, float]:
