@@ -1,31 +1,53 @@
-"""The SONYC-UST annotation table (v1 schema) as labels: who voted for what becomes a fraction per tag.
+"""The SONYC-UST annotation table (v1 and v2 schema) as labels: who voted for what becomes a fraction per tag.
 
 One row of the table is one annotator's votes on one recording: `<label>_presence` is 1 (present), 0 (absent)
-or -1 (did not vote). Annotator 0 is the team's verified truth; negative ids are members of the team, who
-verified one category at a time and so hold several rows of a recording.
+or -1 (did not vote). Positive ids are volunteers; annotator 0 is the truth the team agreed on; negative ids
+are members of the team, who verified one category at a time and so hold several rows of a recording.
 
-Source: Cartwright et al., "SONYC Urban Sound Tagging", DCASE 2019; the evaluator of DCASE 2019 Task 5 takes
-annotator 0 of the `validate` split as its truth.
+v2 has a third split (`test`) and says when and where a recording was made (`year` … `longitude`); as
+proximity, that is read past. Sources: Cartwright et al., "SONYC Urban Sound Tagging", DCASE 2019, and
+"SONYC-UST-V2", DCASE 2020. The evaluators of both years' Task 5 take annotator 0 of the split they score as
+its truth and leave out recordings without such a row.
 
 The coarse columns are read as they stand. In the published table (v1) "2_machinery-impact" is present exactly
 where a fine tag of category 2 *or of category 3* is: the official truth of coarse 2 holds coarse 3 as well.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from edgetag.contract.errors import InputError
 from edgetag.contract.taxonomy import SONYC_UST
 
-VERIFIED_SPLIT = "validate"
+TRAIN_SPLIT = "train"
 VERIFIED_ANNOTATOR = 0
-PRESENCE_COLUMNS = tuple(f"{SONYC_UST.tags[tag_id].label}_presence" for tag_id in SONYC_UST.ids)
+PRESENCE = "_presence"
+PRESENCE_COLUMNS = tuple(f"{SONYC_UST.tags[tag_id].label}{PRESENCE}" for tag_id in SONYC_UST.ids)
 ROW_COLUMNS = ("split", "sensor_id", "audio_filename", "annotator_id")
-N_NAMED = 3  # how many missing columns a message names
+N_NAMED = 3  # how many columns a message names
+
+
+@dataclass(frozen=True, eq=False)
+class Votes:
+    """How many voted on each tag of each recording, and how many of them said present. Shape: [n, 37]"""
+
+    cast: NDArray[np.int16]
+    present: NDArray[np.int16]
+
+    def fraction(self) -> NDArray[np.float32]:
+        """Of those who voted, the fraction that say present; NaN where nobody voted. Shape: [n, 37]"""
+        unknown = np.full(self.cast.shape, np.nan, np.float32)
+        return np.divide(self.present, self.cast, out=unknown, where=self.cast > 0, dtype=np.float32)
+
+    def of(self, rows: Sequence[int]) -> Self:
+        """The votes on some recordings."""
+        return type(self)(self.cast[list(rows)], self.present[list(rows)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,87 +56,131 @@ class Labels:
 
     Attributes:
         filenames: `audio_filename` of each recording, each once.
-        split: `train` or `validate`, per recording.
+        split: `train`, `validate` or `test`, per recording.
         sensor_id: the sensor that recorded it, as written in the table.
-        fraction: float32 (n, 37), columns in the order of `SONYC_UST.ids`: of those who voted on the tag,
-            the fraction that say present; NaN where nobody voted.
+        verified: whether annotator 0's row alone decided its labels.
+        votes: the votes that its labels were made from.
+        volunteers: the votes of annotators with a positive id, whether they count or were superseded: what
+            agreement is measured on.
     """
 
     filenames: tuple[str, ...]
     split: tuple[str, ...]
     sensor_id: tuple[str, ...]
-    fraction: np.ndarray
+    verified: tuple[bool, ...]
+    votes: Votes
+    volunteers: Votes
 
-    def binary(self, threshold: float = 0.5) -> np.ndarray:
+    def __len__(self) -> int:
+        return len(self.filenames)
+
+    @property
+    def fraction(self) -> NDArray[np.float32]:
+        """The fraction that say present, columns in the order of `SONYC_UST.ids`; NaN unknown.
+
+        Shape: [n, 37]
+        """
+        return self.votes.fraction()
+
+    def soft(self) -> NDArray[np.float32]:
+        """Soft labels: the fraction itself. Shape: [n, 37], NaN unknown"""
+        return self.fraction
+
+    def binary(self, threshold: float = 0.5) -> NDArray[np.float32]:
         """1.0 where the fraction is strictly above `threshold`, 0.0 where it is not, NaN where unknown.
 
         The default is the paper's rule, "more than half".
 
-        Returns:
-            float32 (n, 37).
+        Shape: [n, 37]
 
         Raises:
             InputError: `threshold` is not in [0, 1).
         """
         if not 0 <= threshold < 1:
             raise InputError(f"the label threshold is a fraction in [0, 1), found {threshold!r}")
+        fraction = self.fraction
         # Both sides in float32: one of three votes is not above a threshold of 1/3.
-        present = (self.fraction > np.float32(threshold)).astype(np.float32)
-        return np.where(np.isnan(self.fraction), np.float32(np.nan), present)
+        present = (fraction > np.float32(threshold)).astype(np.float32)
+        return np.where(np.isnan(fraction), np.float32(np.nan), present)
 
-    def of_split(self, split: str) -> Self:
-        """The recordings of one split, in the same order.
+    def splits(self) -> tuple[str, ...]:
+        """The splits there are, by name."""
+        return tuple(sorted(set(self.split)))
+
+    def of_split(self, *splits: str) -> Self:
+        """The recordings of one split, or of several together, in the same order.
 
         Raises:
-            InputError: there are none.
+            InputError: one of the splits has none.
         """
-        rows = [row for row, name in enumerate(self.split) if name == split]
-        if not rows:
-            raise InputError(f"no recording in split {split!r}; the splits are {sorted(set(self.split))}")
-        split, sensor_id, filenames = (
-            tuple(column[row] for row in rows) for column in (self.split, self.sensor_id, self.filenames)
+        for split in splits:
+            if split not in self.split:
+                raise InputError(
+                    f"no recording in split {split!r}; the splits are {', '.join(self.splits())}"
+                )
+        return self.of([row for row, name in enumerate(self.split) if name in splits])
+
+    def for_evaluation(self) -> Self:
+        """The verified recordings, where there are any; else all (`verified` tells which it was).
+
+        What was verified is a sample that the team listened to again: figures on it are not to be mixed with
+        figures on volunteers' votes.
+        """
+        verified = [row for row, is_verified in enumerate(self.verified) if is_verified]
+        return self.of(verified) if verified else self
+
+    def of(self, rows: Sequence[int]) -> Self:
+        """Some of the recordings, in the order of `rows`."""
+        filenames, split, sensor_id, verified = (
+            tuple(column[row] for row in rows)
+            for column in (self.filenames, self.split, self.sensor_id, self.verified)
         )
-        return type(self)(filenames, split, sensor_id, self.fraction[rows])
+        votes, volunteers = self.votes.of(rows), self.volunteers.of(rows)
+        return type(self)(filenames, split, sensor_id, verified, votes, volunteers)
 
 
 def read_annotations(path: Path | str) -> Labels:
     """Read an annotation table.
 
-    Every annotator's vote counts alike, except in the `validate` split: a recording with a verified row there
-    (annotator 0) takes its labels from that row alone. The order of the file's rows does not matter.
+    In `train` every vote counts alike. In any other split a recording with a verified row (annotator 0) takes
+    its labels from that row alone. The order of the file's rows does not matter.
 
     Args:
-        path: a CSV file with the columns of SONYC-UST v1; others (`_proximity`) are ignored.
+        path: a CSV file with the columns of SONYC-UST v1 or v2; a tag that was not asked for is -1.
 
     Raises:
-        InputError: the file is unreadable or empty, lacks a column, holds a vote other than -1, 0, 1 or an
-            annotator that is no whole number, lets an annotator vote twice on a tag of a recording, or puts
-            a recording into two splits or on two sensors.
+        InputError: the file is unreadable or empty, lacks a column, has a `_presence` column of a tag that is
+            not in the taxonomy, holds a vote other than -1, 0, 1 or an annotator that is no whole number,
+            lets an annotator vote twice on a tag of a recording, or puts a recording into two splits or on
+            two sensors.
     """
     path = Path(path)
     table = _read(path)
     votes = _votes(table, path)
     _check_one_home(table, path)
     _check_one_vote(table, votes, path)
-    counted = _counted(table)
-    return _labels(table[counted], votes[counted])
+    return _labels(table, votes)
 
 
 def _read(path: Path) -> pd.DataFrame:
     """The columns that matter, as text, but for `annotator_id` (whole number)."""
-    wanted = {*ROW_COLUMNS, *PRESENCE_COLUMNS}
+    wanted = lambda column: column in ROW_COLUMNS or column.endswith(PRESENCE)  # noqa: E731
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, usecols=lambda column: column in wanted)
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, usecols=wanted)
     except (OSError, ValueError) as error:  # pandas' parser errors and bad UTF-8 are ValueErrors
         raise InputError(f"{path}: not a readable annotation table: {error}") from error
     if missing := [column for column in (*ROW_COLUMNS, *PRESENCE_COLUMNS) if column not in table]:
-        more = f" and {len(missing) - N_NAMED} more" if len(missing) > N_NAMED else ""
-        raise InputError(
-            f"{path}: missing columns: {', '.join(missing[:N_NAMED])}{more} (SONYC-UST v1 schema)"
-        )
+        raise InputError(f"{path}: missing columns: {_named(missing)} (SONYC-UST schema, v1 or v2)")
+    if unknown := [column for column in table if column not in (*ROW_COLUMNS, *PRESENCE_COLUMNS)]:
+        raise InputError(f"{path}: columns of tags that {SONYC_UST.name} does not have: {_named(unknown)}")
     if table.empty:
         raise InputError(f"{path}: an annotation table without rows")
     return table.assign(annotator_id=_annotator_ids(table["annotator_id"], path))
+
+
+def _named(columns: Sequence[str]) -> str:
+    more = f" and {len(columns) - N_NAMED} more" if len(columns) > N_NAMED else ""
+    return ", ".join(columns[:N_NAMED]) + more
 
 
 def _annotator_ids(column: pd.Series, path: Path) -> pd.Series:
@@ -125,7 +191,7 @@ def _annotator_ids(column: pd.Series, path: Path) -> pd.Series:
     return ids.astype(int)
 
 
-def _votes(table: pd.DataFrame, path: Path) -> np.ndarray:
+def _votes(table: pd.DataFrame, path: Path) -> NDArray[np.int8]:
     """int8 (rows, 37): -1, 0 or 1."""
     votes = table[list(PRESENCE_COLUMNS)].apply(pd.to_numeric, errors="coerce").to_numpy(float)
     if (bad := ~np.isin(votes, (-1, 0, 1))).any():
@@ -143,7 +209,7 @@ def _check_one_home(table: pd.DataFrame, path: Path) -> None:
             raise InputError(f"{path}: {several.idxmax()} has more than one {column}")
 
 
-def _check_one_vote(table: pd.DataFrame, votes: np.ndarray, path: Path) -> None:
+def _check_one_vote(table: pd.DataFrame, votes: NDArray[np.int8], path: Path) -> None:
     """Several rows of one annotator are fine (see the module's head), as long as no tag is voted on twice."""
     ballots = pd.DataFrame(votes >= 0, columns=PRESENCE_COLUMNS, index=table.index)
     n_votes = ballots.groupby([table["audio_filename"], table["annotator_id"]]).sum()
@@ -154,20 +220,24 @@ def _check_one_vote(table: pd.DataFrame, votes: np.ndarray, path: Path) -> None:
         )
 
 
-def _counted(table: pd.DataFrame) -> np.ndarray:
-    """bool (rows): the rows whose votes count."""
-    verified = (table["split"] == VERIFIED_SPLIT) & (table["annotator_id"] == VERIFIED_ANNOTATOR)
-    superseded = table["audio_filename"].isin(table["audio_filename"][verified])
-    return (verified | ~superseded).to_numpy()
-
-
-def _labels(table: pd.DataFrame, votes: np.ndarray) -> Labels:
+def _labels(table: pd.DataFrame, votes: NDArray[np.int8]) -> Labels:
     filenames, first, recording = np.unique(
         table["audio_filename"].to_numpy(str), return_index=True, return_inverse=True
     )
-    n_voted, n_present = np.zeros((2, len(filenames), len(PRESENCE_COLUMNS)), dtype=np.float32)
-    np.add.at(n_voted, recording, votes >= 0)
-    np.add.at(n_present, recording, votes == 1)
-    fraction = np.divide(n_present, n_voted, out=np.full_like(n_voted, np.nan), where=n_voted > 0)
     split, sensor_id = (tuple(table[column].iloc[first]) for column in ("split", "sensor_id"))
-    return Labels(tuple(filenames.tolist()), split, sensor_id, fraction)
+    annotator = table["annotator_id"].to_numpy()
+    deciding = ((table["split"] != TRAIN_SPLIT) & (annotator == VERIFIED_ANNOTATOR)).to_numpy()
+    verified = np.zeros(len(filenames), bool)
+    verified[recording[deciding]] = True
+    counted = _counts(votes, recording, deciding | ~verified[recording], len(filenames))
+    volunteers = _counts(votes, recording, annotator > VERIFIED_ANNOTATOR, len(filenames))
+    names = tuple(filenames.tolist())
+    return Labels(names, split, sensor_id, tuple(verified.tolist()), counted, volunteers)
+
+
+def _counts(votes: NDArray[np.int8], recording: NDArray[np.intp], rows: NDArray[np.bool_], n: int) -> Votes:
+    """The votes of `rows` of the table, added up over n recordings."""
+    cast, present = np.zeros((2, n, len(PRESENCE_COLUMNS)), np.int16)
+    np.add.at(cast, recording[rows], votes[rows] >= 0)
+    np.add.at(present, recording[rows], votes[rows] == 1)
+    return Votes(cast, present)

@@ -78,31 +78,31 @@ class SceneMixer:
         samples, labels = bed.samples, bed.labels
         for _ in range(n_events):
             event = self._event(rng)
-            samples = samples + self._placed(rng, event.samples, _rms(bed.samples))
+            samples = samples + self._placed(rng, event.samples, rms(bed.samples))
             labels = merge(labels, event.labels)
         samples = _tilted(samples, rng.uniform(-6.0, 6.0))
         return samples / max(1.0, float(np.abs(samples).max())), labels
 
     def _street(self, rng: np.random.Generator) -> Sound:
-        recording = _choice(rng, self._library.recordings)
+        recording = choice(rng, self._library.recordings)
         rolled = np.roll(recording.samples, int(rng.integers(WINDOW_SAMPLES)))
-        return Sound(_at_rms(rolled, 0.02), recording.labels, recording.group)
+        return Sound(at_rms(rolled, 0.02), recording.labels, recording.group)
 
     def _backdrop(self, rng: np.random.Generator) -> Sound:
         """One or two background clips, looped to a window, over a faint coloured noise floor."""
-        samples = _at_rms(_coloured_noise(rng, WINDOW_SAMPLES), 0.02 * 10 ** rng.uniform(-2.0, 0.0))
+        samples = at_rms(coloured_noise(rng, WINDOW_SAMPLES), 0.02 * 10 ** rng.uniform(-2.0, 0.0))
         for _ in range(int(rng.integers(1, 3))):
-            clip = _choice(rng, self._library.backgrounds)
-            looped = np.resize(_faded(clip.samples), WINDOW_SAMPLES)
-            rolled = np.roll(looped, int(rng.integers(WINDOW_SAMPLES)))
-            samples = samples + _at_rms(rolled, 0.02 * 10 ** rng.uniform(-0.5, 0.0))
+            clip = choice(rng, self._library.backgrounds)
+            samples = samples + at_rms(
+                looped(rng, clip.samples, WINDOW_SAMPLES), 0.02 * 10 ** rng.uniform(-0.5, 0.0)
+            )
         return Sound(samples, self._library.backgrounds[0].labels, "backdrop")
 
     def _event(self, rng: np.random.Generator) -> Sound:
         """Category uniformly, its fine tag by the square root of its clips, the clip uniformly."""
-        tags = self._by_tag[_choice(rng, tuple(self._by_tag))]
+        tags = self._by_tag[choice(rng, tuple(self._by_tag))]
         weights = np.sqrt([len(sounds) for sounds in tags])
-        return _choice(rng, tags[int(rng.choice(len(tags), p=weights / weights.sum()))])
+        return choice(rng, tags[int(rng.choice(len(tags), p=weights / weights.sum()))])
 
     def _placed(self, rng: np.random.Generator, clip: Samples, bed_rms: float) -> Samples:
         """The clip varied, repeated and laid into an empty window at a random level and onset."""
@@ -149,11 +149,13 @@ def _draw(rng: np.random.Generator, weights: tuple[float, ...]) -> int:
     return int(rng.choice(len(weights), p=np.asarray(weights) / sum(weights)))
 
 
-def _choice(rng: np.random.Generator, items: Sequence[T]) -> T:
+def choice(rng: np.random.Generator, items: Sequence[T]) -> T:
+    """One of them, each as likely."""
     return items[int(rng.integers(len(items)))]
 
 
-def _rms(samples: Samples) -> float:
+def rms(samples: Samples) -> float:
+    """Root of the mean square; never quite zero."""
     return float(np.sqrt(np.mean(np.square(samples)) + _EPSILON**2))
 
 
@@ -161,13 +163,19 @@ def _loud_rms(samples: Samples) -> float:
     """RMS of the loudest tenth of 10-ms frames: what a listener takes for a sound's level."""
     n = len(samples) // _FADE_SAMPLES
     if n < 10:
-        return _rms(samples)
+        return rms(samples)
     frames = np.square(samples[: n * _FADE_SAMPLES]).reshape(n, _FADE_SAMPLES).mean(axis=1)
     return float(np.sqrt(np.sort(frames)[-(n // 10) :].mean()))
 
 
-def _at_rms(samples: Samples, rms: float) -> Samples:
-    return samples * np.float32(rms / _rms(samples))
+def at_rms(samples: Samples, level: float) -> Samples:
+    """The samples, scaled to an RMS."""
+    return samples * np.float32(level / rms(samples))
+
+
+def looped(rng: np.random.Generator, samples: Samples, n: int) -> Samples:
+    """n samples of a sound that goes on and on, from a random place in it."""
+    return np.roll(np.resize(_faded(samples), n), int(rng.integers(n)))
 
 
 def _cut(rng: np.random.Generator, samples: Samples) -> Samples:
@@ -208,7 +216,7 @@ def _reverberated(rng: np.random.Generator, samples: Samples) -> Samples:
     return wet[: len(samples) + n]
 
 
-def _coloured_noise(rng: np.random.Generator, n: int) -> Samples:
+def coloured_noise(rng: np.random.Generator, n: int) -> Samples:
     """Noise whose power falls with frequency by a random exponent between white (0) and brown (2)."""
     spectrum = scipy.fft.rfft(rng.standard_normal(n).astype(np.float32))
     slope = np.maximum(np.arange(len(spectrum)), 10.0) ** (-rng.uniform(0.0, 2.0) / 2)

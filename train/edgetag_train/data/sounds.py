@@ -20,6 +20,7 @@ from edgetag.contract.frontend import SAMPLE_RATE_HZ, WINDOW_SAMPLES
 from edgetag.contract.taxonomy import SONYC_UST
 from edgetag.dsp.resample import resample
 from edgetag_train.data.annotations import read_annotations
+from edgetag_train.data.dataset import TABLE, dataset_folder, open_dataset
 
 Split = Literal["train", "validate"]
 INDEX = {id: k for k, id in enumerate(SONYC_UST.ids)}
@@ -137,23 +138,33 @@ def _read_manifest(folder: Path) -> pd.DataFrame:
     return manifest
 
 
-def read_recordings(folder: Path, split: str) -> tuple[Sound, ...]:
-    """Annotated street recordings of `folder/annotations.csv` (SONYC-UST schema), audio in `folder/audio`.
+def read_window(path: Path) -> NDArray[np.float32]:
+    """A recording cut or repeated to one window: SONYC-UST's are ten seconds long, give or take a frame.
 
-    Each is cut or repeated to one window: SONYC-UST recordings are ten seconds long, give or take a frame.
+    Shape: -> [441000]
+
+    Raises:
+        InputError: the file is missing, is not audio, is empty, or holds samples that are no numbers.
+    """
+    samples = read_mono(path)
+    if not (len(samples) and np.isfinite(samples).all()):
+        raise InputError(f"{path} holds no samples, or samples that are no numbers")
+    return np.resize(samples, WINDOW_SAMPLES)
+
+
+def read_recordings(data: Path, split: str) -> tuple[Sound, ...]:
+    """Annotated street recordings of a dataset folder, each cut or repeated to one window.
+
     A category known to be absent makes its fine tags absent; a single fine tag copies its category.
 
     Raises:
         InputError: the table or a recording cannot be read.
     """
-    table = read_annotations(folder / "annotations.csv").of_split(split)
+    dataset = open_dataset(data, [split])
+    labels = dataset.labels
     return tuple(
-        Sound(
-            np.resize(read_mono(folder / "audio" / filename), WINDOW_SAMPLES),
-            complete(row),
-            f"sensor {sensor}",
-        )
-        for filename, row, sensor in zip(table.filenames, table.binary(), table.sensor_id, strict=True)
+        Sound(read_window(path), complete(row), f"sensor {sensor}")
+        for path, row, sensor in zip(dataset.audio, labels.binary(), labels.sensor_id, strict=True)
     )
 
 
@@ -169,16 +180,16 @@ def complete(labels: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def read_library(data: Path, split: Split) -> Library:
-    """Everything under `data/clips` and `data/sonyc` that belongs to `split`."""
+    """The clips of `data/clips` and the recordings of `data` (or `data/sonyc`) that belong to `split`."""
     events, backgrounds = read_clips(data / "clips", split)
-    return Library(events, backgrounds, read_recordings(data / "sonyc", split))
+    return Library(events, backgrounds, read_recordings(data, split))
 
 
 def describe(data: Path) -> dict[str, object]:
     """What a bundle's manifest says of the recordings it was trained on: counts, licences, sources."""
     manifest = _read_manifest(data / "clips")
     used = manifest[manifest.split == "train"]
-    recordings = read_annotations(data / "sonyc" / "annotations.csv").of_split("train")
+    recordings = read_annotations(dataset_folder(data) / TABLE).of_split("train")
     return {
         "street_recordings": len(recordings.filenames),
         "street_sensors": len(set(recordings.sensor_id)),

@@ -1,0 +1,189 @@
+"""Annotated recordings on disk: the table, and where each recording of it lies, checked before a run begins.
+
+Layouts that are found: a folder as SONYC-UST's archives extract (v1: `audio-dev/train`, `audio-dev/validate`,
+`audio-eval`; v2: nineteen `audio-N.tar.gz`), one folder a split, one folder `audio`, or all files beside
+the table. Whether a file is `.wav` or `.flac` does not matter, whatever the table calls it.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import soundfile
+import structlog
+
+from edgetag.contract.errors import InputError
+from edgetag_train.data.annotations import Labels, read_annotations
+
+log = structlog.get_logger("edgetag.train")
+TABLE = "annotations.csv"
+SUFFIXES = (".wav", ".flac")
+MIN_RATE_HZ, MAX_RATE_HZ = 4_000, 384_000
+_N_THREADS = 16  # they wait for the disk, not for a processor
+_N_NAMED = 10
+_NUMBERED = re.compile(r"audio[-_]?\d+")
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Labelled recordings that are all there.
+
+    Attributes:
+        labels: one row a recording.
+        audio: where each lies, parallel to `labels.filenames`.
+    """
+
+    labels: Labels
+    audio: tuple[Path, ...]
+
+    def __len__(self) -> int:
+        return len(self.audio)
+
+    def of(self, rows: Sequence[int]) -> Self:
+        """Some of the recordings, in the order of `rows`."""
+        return type(self)(self.labels.of(rows), tuple(self.audio[row] for row in rows))
+
+    def of_split(self, name: str) -> Self:
+        """The recordings of one split, in the same order.
+
+        Raises:
+            InputError: there are none.
+        """
+        return self._matching(self.labels.of_split(name))
+
+    def for_evaluation(self) -> Self:
+        """The verified recordings, where there are any; else all (`labels.verified` tells which it was)."""
+        return self._matching(self.labels.for_evaluation())
+
+    def _matching(self, labels: Labels) -> Self:
+        where = dict(zip(self.labels.filenames, self.audio, strict=True))
+        return type(self)(labels, tuple(where[name] for name in labels.filenames))
+
+    def digest(self) -> str:
+        """sha256 over labels and recordings: their content and order, not where they lie."""
+        labels = self.labels
+        rows = list(zip(labels.filenames, labels.split, labels.sensor_id, labels.verified, strict=True))
+        parts = hashlib.sha256(repr(rows).encode())
+        parts.update(labels.votes.cast.tobytes() + labels.votes.present.tobytes())
+        for content in content_digests(self.audio):
+            parts.update(bytes.fromhex(content))
+        return parts.hexdigest()
+
+
+def open_dataset(data: Path, splits: Sequence[str], *, skip_bad: bool = False) -> Dataset:
+    """The recordings of some splits, each found and its header checked.
+
+    Args:
+        data: the folder that holds `annotations.csv`, or holds it in `sonyc/`.
+        splits: `train`, `validate`, `test`.
+        skip_bad: leave recordings out that are missing or unreadable, with a warning, instead of refusing.
+
+    Raises:
+        InputError: there is no table, it cannot be read, a split is empty, or recordings are bad (all are
+            found before the first is named).
+    """
+    folder = dataset_folder(data)
+    labels = read_annotations(folder / TABLE).of_split(*dict.fromkeys(splits))
+    found = _find(folder, labels)
+    faults = _faults(found)
+    if faults:
+        _refuse_or_warn(
+            [(labels.filenames[row], fault) for row, fault in faults.items()], labels, folder, skip_bad
+        )
+    good = [row for row in range(len(labels)) if row not in faults]
+    kept = Dataset(labels.of(good), tuple(path for row in good if (path := found[row]) is not None))
+    kept.labels.of_split(*splits)
+    return kept
+
+
+def dataset_folder(data: Path) -> Path:
+    """Where the table lies: in `data`, or in `data/sonyc`.
+
+    Raises:
+        InputError: in neither.
+    """
+    for folder in (data, data / "sonyc"):
+        if (folder / TABLE).is_file():
+            return folder
+    raise InputError(f"no {TABLE} in {data} or {data / 'sonyc'}; is it a dataset folder?")
+
+
+def content_digests(paths: Iterable[Path]) -> list[str]:
+    """sha256 of each file's bytes, read in parallel.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    with ThreadPoolExecutor(_N_THREADS) as pool:
+        return list(pool.map(_content_digest, paths))
+
+
+def _content_digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})") from error
+
+
+def _find(folder: Path, labels: Labels) -> list[Path | None]:
+    """Where each recording lies, None where nowhere; every folder is listed once."""
+    listings = {split: _listing(folder, split) for split in labels.splits()}
+    return [
+        _lookup(listings[split], Path(name))
+        for name, split in zip(labels.filenames, labels.split, strict=True)
+    ]
+
+
+def _listing(folder: Path, split: str) -> dict[str, Path]:
+    """Audio files by lower-case name, of all folders where a split's recordings may lie; the first wins."""
+    numbered = sorted(path for path in folder.iterdir() if _NUMBERED.fullmatch(path.name))
+    fixed = ("audio", split, f"audio/{split}", f"audio-dev/{split}", "audio-eval", f"audio-eval/{split}")
+    found: dict[str, Path] = {}
+    for place in (*(folder / name for name in fixed), *numbered, folder):
+        if place.is_dir():
+            for path in place.iterdir():
+                if path.suffix.lower() in SUFFIXES:
+                    found.setdefault(path.name.lower(), path)
+    return found
+
+
+def _lookup(listing: dict[str, Path], name: Path) -> Path | None:
+    suffixes = (name.suffix, *SUFFIXES)
+    return next((p for s in suffixes if (p := listing.get(f"{name.stem}{s}".lower()))), None)
+
+
+def _faults(paths: Sequence[Path | None]) -> dict[int, str]:
+    """What is wrong with the files that cannot be used, by row."""
+    with ThreadPoolExecutor(_N_THREADS) as pool:
+        return {row: fault for row, fault in enumerate(pool.map(_fault, paths)) if fault}
+
+
+def _fault(path: Path | None) -> str | None:
+    if path is None:
+        return "missing"
+    try:
+        header = soundfile.info(path)
+    except (soundfile.SoundFileError, OSError):
+        return "not audio"
+    if header.frames < 1:
+        return "empty"
+    if not MIN_RATE_HZ <= header.samplerate <= MAX_RATE_HZ:
+        return f"{header.samplerate} Hz"
+    return None
+
+
+def _refuse_or_warn(faults: Sequence[tuple[str, str]], labels: Labels, folder: Path, skip_bad: bool) -> None:
+    named = ", ".join(f"{name} ({fault})" for name, fault in faults[:_N_NAMED])
+    more = f" and {len(faults) - _N_NAMED} more" if len(faults) > _N_NAMED else ""
+    if skip_bad:
+        log.warning("recordings left out", bad=len(faults), of=len(labels), names=named + more)
+        return
+    raise InputError(
+        f"{len(faults)} of {len(labels)} recordings under {folder} cannot be used: {named}{more}; "
+        "restore them, or leave them out with --skip-bad"
+    )
