@@ -18,7 +18,7 @@ from sklearn.metrics import auc, f1_score, precision_recall_curve
 from edgetag.contract.errors import InputError
 from edgetag.contract.taxonomy import SONYC_UST
 from edgetag_train.data.annotations import read_annotations
-from edgetag_train.metrics import Level, Scores, Ties, evaluate
+from edgetag_train.metrics import Level, Scores, Ties, curves, evaluate
 
 SHARED = Path(os.environ.get("EDGETAG_SHARED", Path(__file__).parents[3] / "shared"))
 N_TAGS = len(SONYC_UST.ids)
@@ -381,6 +381,21 @@ def test_levels_read_only_their_columns() -> None:
         blind_truth, blind_scores = truth.copy(), scores.copy()
         blind_truth[:, unused] = blind_scores[:, unused] = np.nan
         assert evaluate(blind_truth, blind_scores, level) == evaluate(truth, scores, level)
+
+
+# -- curves -------------------------------------------------------------------------------------------------
+
+
+@given(truths_and_scores(), st.sampled_from(LEVELS))
+@settings(deadline=None, max_examples=50)
+def test_curves_hold_the_areas(case: tuple[np.ndarray, np.ndarray], level: Level) -> None:
+    """The area under each curve is the class AUPRC, recall never falls, and both ends are the challenge's."""
+    found = curves(*case, level)
+    areas = {tag: float(auc(curve.recall, curve.precision)) for tag, curve in found.items()}
+    assert areas == pytest.approx(evaluate(*case, level, ties="threshold").class_auprc, abs=1e-12)
+    for recall, precision in found.values():
+        assert (np.diff(recall) >= 0).all()
+        assert (recall[0], precision[0], recall[-1], precision[-1]) == (0, 1, 1, 0)
 
 
 # -- form ---------------------------------------------------------------------------------------------------

@@ -68,6 +68,13 @@ class Scores:
     classes_without_positives: list[str]
 
 
+class Curve(NamedTuple):
+    """Precision over recall by falling threshold, from (recall 0, precision 1) to (1, 0); each (points,)."""
+
+    recall: np.ndarray
+    precision: np.ndarray
+
+
 class _Counts(NamedTuple):
     """True positives, false positives and false negatives by threshold; each (t,)."""
 
@@ -94,11 +101,8 @@ def evaluate(truth: np.ndarray, scores: np.ndarray, level: Level, *, ties: Ties 
         InputError: another shape, a truth other than 0, 1, NaN, a score outside [0, 1] or NaN, an unknown
             level or order.
     """
-    _check(truth, scores, level, ties)
-    counts = {
-        category.id: _category_counts(category, truth, scores, level) for category in SONYC_UST.categories
-    }
-    class_auprc = {coarse: _auprc(curve, ties) for coarse, curve in counts.items() if curve.any_positive}
+    counts = _counts_by_category(truth, scores, level, ties)
+    class_auprc = {coarse: _auprc(found, ties) for coarse, found in counts.items() if found.any_positive}
     micro = _pooled(list(counts.values()))
     return Scores(
         micro_auprc=_auprc(micro, ties) if class_auprc else float("nan"),
@@ -107,6 +111,25 @@ def evaluate(truth: np.ndarray, scores: np.ndarray, level: Level, *, ties: Ties 
         class_auprc=class_auprc,
         classes_without_positives=[coarse for coarse in counts if coarse not in class_auprc],
     )
+
+
+def curves(truth: np.ndarray, scores: np.ndarray, level: Level) -> dict[str, Curve]:
+    """The curves behind `evaluate`, by coarse id; categories without positives have none.
+
+    The area under a curve is that category's `class_auprc` with `ties="threshold"`. Arguments and errors are
+    those of `evaluate`.
+    """
+    counts = _counts_by_category(truth, scores, level, "threshold")
+    return {coarse: _curve(found, "threshold") for coarse, found in counts.items() if found.any_positive}
+
+
+def _counts_by_category(
+    truth: np.ndarray, scores: np.ndarray, level: Level, ties: Ties
+) -> dict[str, _Counts]:
+    _check(truth, scores, level, ties)
+    return {
+        category.id: _category_counts(category, truth, scores, level) for category in SONYC_UST.categories
+    }
 
 
 def _check(truth: np.ndarray, scores: np.ndarray, level: Level, ties: Ties) -> None:
@@ -190,14 +213,19 @@ def _pooled(counts: Sequence[_Counts]) -> _Counts:
 
 def _auprc(counts: _Counts, ties: Ties) -> float:
     """Area under precision over recall, from (0, 1) to (1, 0)."""
+    recall, precision = _curve(counts, ties)
+    return float(np.sum(np.diff(recall) * (precision[1:] + precision[:-1])) / 2)
+
+
+def _curve(counts: _Counts, ties: Ties) -> Curve:
     # Numerators are 0 where the guarded denominators are: any guard in (0, 1) gives 0.
     precision = counts.tp / np.maximum(counts.tp + counts.fp, 0.5)
     recall = counts.tp / np.maximum(counts.tp + counts.fn, 0.5)
     # Recall never falls with the threshold, so both orders sort it. Do not make the first one stable.
     order = np.argsort(recall) if ties == "official" else np.argsort(-counts.threshold)
-    recall = np.concatenate(([0.0], recall[order], [1.0]))
-    precision = np.concatenate(([1.0], precision[order], [0.0]))
-    return float(np.sum(np.diff(recall) * (precision[1:] + precision[:-1])) / 2)
+    return Curve(
+        np.concatenate(([0.0], recall[order], [1.0])), np.concatenate(([1.0], precision[order], [0.0]))
+    )
 
 
 def _f1(pooled: _Counts) -> float:
