@@ -6,13 +6,15 @@ the table. Whether a file is `.wav` or `.flac` does not matter, whatever the tab
 """
 
 import hashlib
+import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+import msgspec
 import soundfile
 import structlog
 
@@ -112,14 +114,47 @@ def dataset_folder(data: Path) -> Path:
     raise InputError(f"no {TABLE} in {data} or {data / 'sonyc'}; is it a dataset folder?")
 
 
-def content_digests(paths: Iterable[Path]) -> list[str]:
+def content_digests(paths: Sequence[Path], memo: Path | None = None) -> list[str]:
     """sha256 of each file's bytes, read in parallel.
+
+    Args:
+        paths: the files.
+        memo: a file that remembers digests by place, size and time of change, so that 16 GB of recordings are
+            not read again at every start.
 
     Raises:
         InputError: a file cannot be read.
     """
+    known = _read_memo(memo)
     with ThreadPoolExecutor(_N_THREADS) as pool:
-        return list(pool.map(_content_digest, paths))
+        states = list(pool.map(_state, paths))
+        missing = [k for k, state in enumerate(states) if state not in known]
+        known |= zip(
+            (states[k] for k in missing), pool.map(_content_digest, [paths[k] for k in missing]), strict=True
+        )
+    if memo is not None and missing:
+        memo.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = memo.with_suffix(f".{os.getpid()}")
+        unfinished.write_bytes(msgspec.json.encode(known))
+        unfinished.replace(memo)
+    return [known[state] for state in states]
+
+
+def _read_memo(memo: Path | None) -> dict[str, str]:
+    if memo is None:
+        return {}
+    try:
+        return msgspec.json.decode(memo.read_bytes(), type=dict[str, str])
+    except (OSError, msgspec.DecodeError):
+        return {}
+
+
+def _state(path: Path) -> str:
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})") from error
+    return f"{path.resolve()} {state.st_size} {state.st_mtime_ns}"
 
 
 def _content_digest(path: Path) -> str:

@@ -1,30 +1,67 @@
-"""Scenes to log-mel windows on disk, by the sensor's own front end, in parallel processes.
+"""Labelled windows of recordings and of mixed scenes, by the sensor's own front ends, kept on disk.
 
-`logmel.npy` [n, 128, 862] float16 (a decibel to within 1/32) and `labels.npy` [n, 37] float32.
+What was computed once is found again by content and parameters (`store`). Log-mel, embedding and, of scenes,
+labels are stores of their own: an embedding that is added or exchanged leaves the log-mels as they are.
 """
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from edgetag.contract.frontend import N_FRAMES, N_MELS
+from edgetag.contract.errors import BundleError, InputError
+from edgetag.contract.frontend import (
+    LOGMEL,
+    N_FRAMES,
+    N_MELS,
+    VGGISH_LOG_OFFSET,
+    VGGISH_MEL_FMAX_HZ,
+    VGGISH_MEL_FMIN_HZ,
+    VGGISH_N_FFT,
+    VGGISH_SAMPLE_RATE_HZ,
+)
+from edgetag.contract.manifest import EMBEDDING_INPUT
 from edgetag.contract.taxonomy import SONYC_UST
 from edgetag.dsp.logmel import LogMel
+from edgetag.tagging.bundle import EMBEDDING_OUTPUT_SHAPE, PATCHES_INPUT, PATCHES_SHAPE, OnnxNet
+from edgetag.tagging.embedding import Embedder
 from edgetag_train.data.augment import Augmentation, augment
-from edgetag_train.data.dataset import Dataset
+from edgetag_train.data.compute import Draw, Job, Measure, fill
+from edgetag_train.data.dataset import Dataset, content_digests, open_dataset
 from edgetag_train.data.scenes import SceneMixer, SceneSettings
-from edgetag_train.data.sounds import Library, Sound, Split, read_clips, read_library, read_window
+from edgetag_train.data.sounds import (
+    BACKGROUND,
+    Library,
+    Sound,
+    Split,
+    read_clips,
+    read_library,
+    read_manifest,
+    read_window,
+)
+from edgetag_train.data.store import Store
 
 _CHUNK = 25
+_LOGMEL_ROW = (N_MELS, N_FRAMES)
+_LABELS_ROW = (len(SONYC_UST.ids),)
+_PATCHES = {
+    "sample_rate_hz": VGGISH_SAMPLE_RATE_HZ,
+    "n_fft": VGGISH_N_FFT,
+    "fmin_hz": VGGISH_MEL_FMIN_HZ,
+    "fmax_hz": VGGISH_MEL_FMAX_HZ,
+    "log_offset": VGGISH_LOG_OFFSET,
+    "shape": PATCHES_SHAPE,
+}
 
 
 class Stack:
@@ -112,17 +149,40 @@ def recording_windows(
     backgrounds: Sequence[Sound],
     embedding: Path | None,
 ) -> Windows:
-    """Every recording, cut or repeated to one window, and its variants: `1 + variants` rows a recording."""
-    if embedding is not None:
-        raise NotImplementedError("embeddings come with the store")
-    front_end, rows = LogMel(), []
-    for number, path in enumerate(dataset.audio):
-        samples = read_window(path)
-        rows.append(front_end(samples).astype(np.float16))
-        for variant in range(augmentation.variants):
-            rng = np.random.default_rng((seed, number, variant))
-            rows.append(front_end(augment(samples, augmentation, rng, backgrounds)).astype(np.float16))
-    return Windows(np.stack(rows), np.repeat(labels, 1 + augmentation.variants, axis=0))
+    """Every recording, cut or repeated to one window, then its variants: `1 + variants` rows a recording.
+
+    Variants depend on the recording's content, `seed` and their number, not on the recording's place.
+
+    Args:
+        dataset: the recordings.
+        cache: where rows are kept.
+        labels: one row a recording, repeated for its variants; they may change without computing anything.
+        augmentation: how variants are drawn.
+        seed: of the variants.
+        backgrounds: what is added as noise; coloured noise if empty.
+        embedding: an ONNX net, `patches` [10, 96, 64] -> `embedding` [10, 128]; no embedding if absent.
+
+    Raises:
+        InputError: the disk has no room, recordings are damaged inside (after all others were computed), or
+            `embedding` is no such net.
+        ValueError: labels of another number of recordings.
+    """
+    if len(labels) != len(dataset):
+        raise ValueError(f"{len(labels)} rows of labels for {len(dataset)} recordings")
+    n_rows = 1 + augmentation.variants
+    items = content_digests(dataset.audio, cache / "content.json")
+
+    def draw(item: int) -> list[Sound]:
+        windows = [read_window(dataset.audio[item])]
+        for variant in range(1, n_rows):
+            rng = np.random.default_rng((seed, variant, int(items[item], 16)))
+            windows.append(augment(windows[0], augmentation, rng, backgrounds))
+        return [Sound(window, labels[item], "") for window in windows]
+
+    source = {"source": "recordings"} | _variation(augmentation, seed, backgrounds)
+    jobs = _front_ends(partial(_store, cache, source, items, n_rows), embedding)
+    fill(jobs, lambda: draw, "recordings")
+    return _windows(jobs, np.repeat(labels.astype(np.float32), n_rows, axis=0))
 
 
 def scene_windows(
@@ -135,18 +195,145 @@ def scene_windows(
     split: Split,
     embedding: Path | None,
 ) -> Windows:
-    """n scenes, scene k from seed + k; of `validate`, from the held-out clips alone."""
+    """n scenes mixed from `data`, scene k from seed + k, whatever the number of processes.
+
+    Scenes of `validate` are held-out clips over held-out backgrounds, no street in them; there are none
+    (length 0) where too few clips are held out.
+
+    Args:
+        data: holds `clips/` and, for `train`, the street recordings.
+        cache: where rows are kept.
+        settings: how scenes are drawn.
+        n: how many.
+        seed: of scene 0.
+        split: which clips.
+        embedding: as of `recording_windows`.
+
+    Raises:
+        InputError: the data cannot be read or holds no event to mix `train` from, the disk has no room, or
+            `embedding` is no embedding net.
+    """
+    sounds = _sounds(data, split)
+    if n == 0 or not sounds:
+        return _no_windows(embedding)
+
+    def open_source() -> Draw:
+        mixer = SceneMixer(_library(data, split), settings)
+        return lambda item: [Sound(*mixer.scene(seed + item), "")]
+
+    source = {"source": "scenes", "settings": msgspec.to_builtins(settings), "sounds": sounds}
+    store = partial(_store, cache, source, [str(seed + k) for k in range(n)], 1)
+    labels = Job(store("labels", {}, _LABELS_ROW, np.float32), lambda: lambda window: window.labels)
+    jobs = _front_ends(store, embedding)
+    fill([*jobs, labels], open_source, "scenes")
+    return _windows(jobs, np.array(labels.store.rows()))
+
+
+def _sounds(data: Path, split: Split) -> list[str]:
+    """What scenes of a split are mixed from, by content; nothing where too few clips are held out."""
+    manifest = read_manifest(data / "clips")
+    clips = manifest[manifest.split == split]
+    is_background = clips.coarse == BACKGROUND
+    if split == "validate" and (is_background.all() or not is_background.any()):
+        return []
+    if is_background.all():
+        raise InputError(f"{data / 'clips'} holds no event of split {split!r} to mix scenes from")
+    streets = [open_dataset(data, [split]).digest()] if split == "train" else []
+    contents = content_digests([data / "clips" / path for path in clips.path])
+    rows = zip(clips.coarse, clips.fine, clips.recording_id, contents, strict=True)
+    return [*map(" ".join, rows), *streets]
+
+
+def _library(data: Path, split: Split) -> Library:
+    if split == "train":
+        return read_library(data, split)
+    return Library(*read_clips(data / "clips", split), ())
+
+
+def _variation(augmentation: Augmentation, seed: int, backgrounds: Sequence[Sound]) -> dict[str, Any]:
+    """What a recording's rows depend on besides its content: nothing, where there are no variants."""
+    if not augmentation.variants:
+        return {}
+    noises = [hashlib.sha256(sound.samples).hexdigest() for sound in backgrounds]
+    return {
+        "augmentation": msgspec.to_builtins(augmentation),
+        "seed": seed,
+        "backgrounds": noises if augmentation.noise_share else [],
+    }
+
+
+def _store(
+    cache: Path,
+    source: Mapping[str, Any],
+    items: Sequence[str],
+    n_rows: int,
+    kind: str,
+    front_end: Mapping[str, Any],
+    row_shape: tuple[int, ...],
+    dtype: type[np.floating[Any]],
+) -> Store:
+    made_from = {**source, "front_end": front_end}
+    return Store(cache, kind, made_from, items, n_rows, row_shape, np.dtype(dtype))
+
+
+def _front_ends(store: Callable[..., Store], embedding: Path | None) -> list[Job]:
+    """The log-mel's job, and the embedding's where there is one."""
+    jobs = [Job(store("logmel", msgspec.to_builtins(LOGMEL), _LOGMEL_ROW, np.float16), _logmel_rows)]
     if embedding is not None:
-        raise NotImplementedError("embeddings come with the store")
-    if split == "validate":
-        events, beds = read_clips(data / "clips", split)
-        if not (events and beds):
-            return Windows(np.empty((0, N_MELS, N_FRAMES), np.float16), np.empty((0, 37), np.float32))
-        library = Library(events, beds, ())
-    else:
-        library = read_library(data, split)
-    pairs = list(_scenes(library, settings, n, seed))
-    return Windows(np.stack([window for window, _ in pairs]), np.stack([row for _, row in pairs]))
+        net = _embedding_net(embedding)
+        front_end = _PATCHES | {"net": hashlib.sha256(net).hexdigest()}
+        rows = store("embedding", front_end, EMBEDDING_OUTPUT_SHAPE, np.float32)
+        jobs.append(Job(rows, partial(_embedding_rows, net)))
+    return jobs
+
+
+def _logmel_rows() -> Measure:
+    front_end = LogMel()
+    return lambda window: front_end(window.samples)
+
+
+def _embedding_rows(net: bytes) -> Measure:
+    embedder = Embedder(OnnxNet(net, "the embedding"))
+    return lambda window: embedder(window.samples)[0]
+
+
+def _embedding_net(path: Path) -> bytes:
+    """The file's bytes, once it has turned out to be an embedding net.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        net = path.read_bytes()
+        found = OnnxNet(net, str(path))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})") from error
+    except BundleError as error:
+        raise InputError(str(error)) from error
+    if (found.inputs, found.outputs) != (
+        {PATCHES_INPUT: PATCHES_SHAPE},
+        {EMBEDDING_INPUT: EMBEDDING_OUTPUT_SHAPE},
+    ):
+        raise InputError(
+            f"{path} is no embedding net: it takes {found.inputs} and gives {found.outputs}; "
+            f"{PATCHES_INPUT!r} {PATCHES_SHAPE} and {EMBEDDING_INPUT!r} {EMBEDDING_OUTPUT_SHAPE} are expected"
+        )
+    return net
+
+
+def _windows(jobs: Sequence[Job], labels: NDArray[np.float32]) -> Windows:
+    stores = [job.store for job in jobs]
+    digest = hashlib.sha256(" ".join(store.digest for store in stores).encode() + labels.tobytes())
+    embedding = stores[1].rows() if len(stores) > 1 else None
+    return Windows(stores[0].rows(), labels, embedding, digest.hexdigest())
+
+
+def _no_windows(embedding: Path | None) -> Windows:
+    return Windows(
+        np.empty((0, *_LOGMEL_ROW), np.float16),
+        np.empty((0, *_LABELS_ROW), np.float32),
+        None if embedding is None else np.empty((0, *EMBEDDING_OUTPUT_SHAPE), np.float32),
+    )
 
 
 def mix_scenes(data: Path, out: Path, settings: SceneSettings, *, n_scenes: int, seed: int) -> Windows:

@@ -26,7 +26,7 @@ Split = Literal["train", "validate"]
 INDEX = {id: k for k, id in enumerate(SONYC_UST.ids)}
 _COARSE_ID = {category.label: category.id for category in SONYC_UST.categories}
 _COLUMNS = ("path", "coarse", "fine", "recording_id", "licence", "source_repo")
-_BACKGROUND = "background"
+BACKGROUND = "background"
 _HELD_OUT_SHARE = 0.15
 _HELD_OUT_FROM = 10
 """Tags with fewer recordings than this are too rare to hold any out: all of them train."""
@@ -107,11 +107,11 @@ def read_clips(folder: Path, split: Split) -> tuple[tuple[Sound, ...], tuple[Sou
     Raises:
         InputError: no manifest, a column or value is missing or unknown, or a clip cannot be read.
     """
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder)
     events, backgrounds = [], []
     for clip in manifest[manifest.split == split].itertuples():
         samples = read_mono(folder / clip.path)
-        if clip.coarse == _BACKGROUND:
+        if clip.coarse == BACKGROUND:
             backgrounds.append(Sound(samples, absent(), clip.recording_id))
         else:
             ids = [_COARSE_ID[label] for label in clip.coarse.split(";")]
@@ -119,8 +119,12 @@ def read_clips(folder: Path, split: Split) -> tuple[tuple[Sound, ...], tuple[Sou
     return tuple(events), tuple(backgrounds)
 
 
-def _read_manifest(folder: Path) -> pd.DataFrame:
-    """The clips' table, every value of it checked, with a column `split` added."""
+def read_manifest(folder: Path) -> pd.DataFrame:
+    """The clips' table, every value of it checked, with a column `split` added.
+
+    Raises:
+        InputError: there is no table, or a column or value is missing or unknown.
+    """
     file = folder / "manifest.csv"
     try:
         manifest = pd.read_csv(file, dtype=str)[list(_COLUMNS)]
@@ -130,7 +134,7 @@ def _read_manifest(folder: Path) -> pd.DataFrame:
         if manifest[column].isna().any():
             raise InputError(f"{file}: line {int(manifest[column].isna().argmax()) + 2} has no {column}")
     labels = manifest.coarse.str.split(";").explode()
-    if unknown := set(labels) - {_BACKGROUND, *_COARSE_ID}:
+    if unknown := set(labels) - {BACKGROUND, *_COARSE_ID}:
         raise InputError(f"{file}: {sorted(unknown)[0]!r} is no coarse label; e.g. 5_alert-signal is")
     n_recordings = manifest.groupby("fine").recording_id.nunique()
     rarest = n_recordings[manifest.fine].groupby(manifest.recording_id.to_numpy()).min()
@@ -187,7 +191,7 @@ def read_library(data: Path, split: Split) -> Library:
 
 def describe(data: Path) -> dict[str, object]:
     """What a bundle's manifest says of the recordings it was trained on: counts, licences, sources."""
-    manifest = _read_manifest(data / "clips")
+    manifest = read_manifest(data / "clips")
     used = manifest[manifest.split == "train"]
     recordings = read_annotations(dataset_folder(data) / TABLE).of_split("train")
     return {
