@@ -137,6 +137,78 @@ def test_verified_rows_are_the_truth_of_validate(tmp_path: Path) -> None:
     assert np.isnan(labels.fraction[0, COLUMN["8"]])
 
 
+@pytest.mark.parametrize("split", ["validate", "test"])
+def test_verified_rows_decide_in_every_split_but_train(tmp_path: Path, split: str) -> None:
+    """`verified` names the recordings whose labels are annotator 0's; all votes stay countable."""
+    labels = read(
+        tmp_path,
+        row("a.wav", 5, {"7": 1}, split=split),
+        row("a.wav", 0, {"7": 0}, split=split),
+        row("b.wav", 5, {"7": 1}, split=split),
+        row("c.wav", 0, {"7": 1}, split="train"),
+    )
+    assert labels.verified == (True, False, False)
+    assert labels.fraction[:, HUMAN].tolist() == [0.0, 1.0, 1.0]
+    assert labels.volunteers.cast[:, HUMAN].tolist() == [1, 1, 0]
+    assert labels.votes.cast[:, HUMAN].tolist() == [1, 1, 1]
+
+
+def test_evaluation_is_on_verified_recordings(tmp_path: Path) -> None:
+    """Where some are verified, on them alone; where none is, on all; `verified` tells which it was."""
+    labels = read(
+        tmp_path,
+        row("a.wav", 5, {}, split="validate"),
+        row("b.wav", 0, {}, split="validate"),
+        row("c.wav", 5, {}, split="test"),
+    )
+    verified = labels.of_split("validate").for_evaluation()
+    assert (verified.filenames, verified.verified) == (("b.wav",), (True,))
+    crowd = labels.of_split("test").for_evaluation()
+    assert (crowd.filenames, crowd.verified) == (("c.wav",), (False,))
+
+
+def test_soft_labels_are_the_fraction(tmp_path: Path) -> None:
+    """Two of three is two thirds; nobody is NaN."""
+    labels = read(tmp_path, *(row("a.wav", k, {"7": int(k < 3), "8": -1}) for k in (1, 2, 3)))
+    np.testing.assert_array_equal(labels.soft(), labels.fraction)
+    assert labels.soft()[0, HUMAN] == np.float32(2 / 3)
+    assert np.isnan(labels.soft()[0, COLUMN["8"]])
+
+
+def test_the_second_version_reads_as_the_first(tmp_path: Path) -> None:
+    """v2's time and place, and proximity, are read past; its third split is a split."""
+    place = {"borough": 1, "block": 547, "latitude": 40.72951, "longitude": -73.99388}
+    time = {"year": 2017, "week": 44, "day": 2, "hour": 16}
+    far = {"1-1_small-sounding-engine_proximity": "near", "8-1_dog-barking-whining_proximity": -1}
+    rows = [row("a.wav", 1, {"7": 1}), row("b.wav", 0, {"8": 1}, split="test")]
+    first = read(tmp_path, *rows)
+    second = read(tmp_path, *(one | place | time | far for one in rows))
+    assert second.splits() == ("test", "train")
+    assert second.filenames == first.filenames
+    np.testing.assert_array_equal(second.soft(), first.soft())
+
+
+def test_a_city_writes_its_own_table(tmp_path: Path) -> None:
+    """One annotator, two recordings, sensors with names, tags that were not asked for: enough."""
+    unasked = dict.fromkeys(SONYC_UST.fine_ids, -1)
+    labels = read(
+        tmp_path,
+        row("market square.wav", 1, unasked | {"7": 1}, sensor_id="town-hall"),
+        row("bridge.flac", 1, unasked | {"1": 1}, sensor_id="bridge", split="validate"),
+    )
+    assert labels.of_split("train").sensor_id == ("town-hall",)
+    assert np.nansum(labels.binary()) == 2
+
+
+def test_of_several_splits(tmp_path: Path) -> None:
+    """Both, in the order of the file names; one that is empty is refused by name."""
+    rows = [row(f"{k}.wav", 1, {}, split=split) for k, split in enumerate(("validate", "train", "test"))]
+    labels = read(tmp_path, *rows)
+    assert labels.of_split("train", "validate").filenames == ("0.wav", "1.wav")
+    with pytest.raises(InputError, match="'open'; the splits are test, train, validate"):
+        labels.of_split("train", "open")
+
+
 def test_verified_rows_of_train_are_votes(tmp_path: Path) -> None:
     """Elsewhere annotator 0 is one voter among others."""
     labels = read(tmp_path, row("a.wav", 0, {"7": 0}), row("a.wav", 5, {"7": 1}))
@@ -185,6 +257,15 @@ def test_missing_columns(tmp_path: Path) -> None:
         read(tmp_path, {name: value for name, value in good.items() if name not in fine})
     with pytest.raises(InputError, match="missing columns: split, sensor_id, audio_filename and 38 more"):
         read(tmp_path, {"some": 1, "other": 2})
+
+
+def test_tags_of_another_taxonomy_are_refused_by_name(tmp_path: Path) -> None:
+    """A misspelt or foreign tag would be lost without a word."""
+    extra = {f"{name}_presence": 0 for name in ("9_owl", "1_motor", "9-1_barn-owl", "9-2_tawny-owl")}
+    with pytest.raises(
+        InputError, match="9_owl_presence, 1_motor_presence, 9-1_barn-owl_presence and 1 more"
+    ):
+        read(tmp_path, row("a.wav", 1, {}) | extra)
 
 
 @pytest.mark.parametrize("vote", [2, 0.5, -2, "yes", "", "nan", "True"])

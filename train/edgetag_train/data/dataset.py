@@ -175,7 +175,7 @@ def _find(folder: Path, labels: Labels) -> list[Path | None]:
 
 
 def _listing(folder: Path, split: str) -> dict[str, Path]:
-    """Audio files by lower-case name, of all folders where a split's recordings may lie; the first wins."""
+    """Audio files by name, suffix in lower case, of all folders a split may lie in; the first wins."""
     numbered = sorted(path for path in folder.iterdir() if _NUMBERED.fullmatch(path.name))
     fixed = ("audio", split, f"audio/{split}", f"audio-dev/{split}", "audio-eval", f"audio-eval/{split}")
     found: dict[str, Path] = {}
@@ -183,13 +183,15 @@ def _listing(folder: Path, split: str) -> dict[str, Path]:
         if place.is_dir():
             for path in place.iterdir():
                 if path.suffix.lower() in SUFFIXES:
-                    found.setdefault(path.name.lower(), path)
+                    found.setdefault(f"{path.stem}{path.suffix.lower()}", path)
     return found
 
 
 def _lookup(listing: dict[str, Path], name: Path) -> Path | None:
-    suffixes = (name.suffix, *SUFFIXES)
-    return next((p for s in suffixes if (p := listing.get(f"{name.stem}{s}".lower()))), None)
+    if len(name.parts) != 1:
+        return None  # a name in a table is no path
+    suffixes = (name.suffix.lower(), *SUFFIXES)
+    return next((path for suffix in suffixes if (path := listing.get(f"{name.stem}{suffix}"))), None)
 
 
 def _faults(paths: Sequence[Path | None]) -> dict[int, str]:
