@@ -1,0 +1,91 @@
+"""Nets to ONNX files of fixed shapes, and to eight bits."""
+
+import logging
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.quant_utils import add_pre_process_metadata
+from torch import nn
+
+OPSET = 18
+_WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
+_QUANTISED = (*sorted(_WEIGHTED), "MaxPool", "Relu", "Reshape", "Transpose")
+
+Feed = Mapping[str, NDArray[np.float32]]
+
+
+def save_onnx(net: nn.Module, inputs: Mapping[str, tuple[int, ...]], output: str, path: Path) -> None:
+    """Export a net with named inputs of fixed shapes and one output, without what tells where it was made."""
+    with _quiet_exporter():
+        program = torch.onnx.export(
+            net.eval(),
+            tuple(torch.zeros(shape) for shape in inputs.values()),
+            input_names=list(inputs),
+            output_names=[output],
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    del model.metadata_props[:]  # the exporter notes local paths and stack traces
+    for node in model.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """It warns of libraries that are not needed, and of its own use of its own functions."""
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
+
+
+def quantise(
+    fp32: Path, path: Path, calibration: Iterable[Feed], kept_float: Callable[[list[str]], list[str]]
+) -> None:
+    """Write an int8 variant: static QDQ, signed activations, one scale per output channel of the weights.
+
+    ReLU and what only moves values around is quantised with its neighbours, so that no value is rounded
+    twice and the range below zero, which ReLU never uses, is not paid for.
+
+    Args:
+        fp32: a file of `save_onnx`.
+        path: the file to write.
+        calibration: inputs that show the range of every activation.
+        kept_float: of the layers with weights, by name in order, those that stay in float.
+    """
+    model = onnx.load(fp32)
+    layers = [node.name for node in model.graph.node if node.op_type in _WEIGHTED]
+    # The exporter has done what onnxruntime's own preparation does: shapes, constants, batch norm folded.
+    add_pre_process_metadata(model)
+    quantize_static(
+        model,
+        path,
+        _Calibration(calibration),
+        quant_format=QuantFormat.QDQ,
+        activation_type=QuantType.QInt8,
+        weight_type=QuantType.QInt8,
+        per_channel=True,
+        op_types_to_quantize=list(_QUANTISED),
+        nodes_to_exclude=kept_float(layers),
+    )
+
+
+class _Calibration(CalibrationDataReader):
+    def __init__(self, feeds: Iterable[Feed]) -> None:
+        self._feeds = iter(feeds)
+
+    def get_next(self) -> Feed | None:  # type: ignore[override]
+        return next(self._feeds, None)
