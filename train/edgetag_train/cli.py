@@ -1,21 +1,43 @@
-"""`edgetag train …`: fit, evaluate, export. Heavy imports happen in the command that needs them."""
+"""`edgetag train …`. Heavy imports happen in the command that needs them."""
 
 import logging
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgetag.contract.errors import InputError
+from edgetag.contract.errors import InputError, OutputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from edgetag_train.embedding import Embedding
+    from edgetag_train.evaluate import Scored
 
 app = typer.Typer(no_args_is_help=True, help="Train, evaluate and export models (needs the extra 'train').")
 
-RecipeArgument = Annotated[str, typer.Argument(help="Name of a recipe that ships, or a .yaml file.")]
 DataOption = Annotated[
     Path,
-    typer.Option("--data", help="Folder with clips/manifest.csv and sonyc/annotations.csv.", exists=True),
+    typer.Option(
+        "--data", help="SONYC-UST folder (annotations.csv), or one with sonyc/ and clips/.", exists=True
+    ),
 ]
+CacheOption = Annotated[
+    Path | None,
+    typer.Option("--cache", help="Where features are kept; ~/.cache/edgetag/features if absent."),
+]
+EmbeddingOption = Annotated[
+    Path | None,
+    typer.Option("--embedding", help="Folder of `edgetag train embedding`, for nets that take one."),
+]
+
+
+class Device(StrEnum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
 
 
 @app.callback()
@@ -31,37 +53,140 @@ def _needs_extra() -> None:
 
 
 @app.command()
-def fit(
-    recipe: RecipeArgument,
-    data: DataOption,
-    out: Annotated[Path, typer.Option("--out", help="Run directory; nets that are there are kept.")],
+def stats(
+    dataset: Annotated[Path, typer.Argument(help="annotations.csv, or the folder that holds it.")],
+    agreement: Annotated[
+        float, typer.Option("--agreement", help="Present when more than this share of the votes says so.")
+    ] = 0.5,
+    json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """Train every net of a recipe.
+    """Count recordings and labels per split and class, and how far annotators agree.
 
-    Example: edgetag train fit starter --data ../shared/audio --out runs/starter
+    Example: edgetag train stats sonyc-ust
     """
+    from edgetag_train.data import stats as counting
+
+    found = counting.stats(dataset, agreement)
+    if json:
+        _print_json(found)
+    else:
+        from rich.console import Console
+
+        Console().print(counting.render(found))
+
+
+@app.command()
+def fit(
+    recipe: Annotated[str, typer.Argument(help="Name of a recipe that ships, or a .yaml file.")],
+    data: DataOption,
+    out: Annotated[Path, typer.Option("--out", help="Run directory.")],
+    embedding: EmbeddingOption = None,
+    root: Annotated[
+        Path | None, typer.Option("--root", help="Take the root net of this run, if it is the same.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Replace a recipe's value: root.epochs=20")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    device: Annotated[Device, typer.Option("--device")] = Device.auto,
+    cache: CacheOption = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out recordings that are missing or unreadable.")
+    ] = False,
+) -> None:
+    """Train every net of a recipe. Ctrl-C and SIGTERM save and stop; --resume goes on.
+
+    Example: edgetag train fit hierarchical2 --data sonyc-ust --embedding vggish --out runs/h2
+    """
+    from edgetag_train.data.features import default_cache
+    from edgetag_train.data.training import prepare
+    from edgetag_train.fit.stopping import Stopped
     from edgetag_train.fit.system import fit_system
     from edgetag_train.recipe import read_recipe
 
-    fit_system(read_recipe(recipe), data, out)
+    read = read_recipe(recipe, overrides or [])
+    found = _embedding(embedding, read.fusion)
+    chosen = _device(device)
+    windows = prepare(
+        read.data,
+        data,
+        cache or default_cache(),
+        embedding=found and found.paths["fp32"],
+        validated=read.keeps_two,
+        skip_bad=skip_bad,
+    )
+    try:
+        fit_system(
+            read,
+            windows,
+            out,
+            embedding=found,
+            root=root,
+            resume=resume,
+            device=chosen,
+            overrides=overrides or [],
+        )
+    except Stopped as stopped:
+        typer.echo(f"edgetag: {stopped}; go on with --resume", err=True)
+        raise typer.Exit(stopped.exit_code) from None
 
 
 @app.command()
 def evaluate(
-    bundle: Annotated[Path, typer.Argument(help="Bundle directory.")],
+    target: Annotated[
+        Path, typer.Argument(help="Run directory, bundle directory, or predictions.csv.", exists=True)
+    ],
     data: DataOption,
-    split: Annotated[str, typer.Option("--split", help="Split of sonyc/annotations.csv.")] = "validate",
+    split: Annotated[
+        str, typer.Option("--split", help="A split of the table, or `scenes` (of held-out clips; runs only).")
+    ] = "validate",
+    json: Annotated[Path | None, typer.Option("--json", help="Write the figures here, too.")] = None,
+    predictions: Annotated[
+        Path | None, typer.Option("--predictions", help="Write the scores as the challenge wants them.")
+    ] = None,
+    embedding: EmbeddingOption = None,
+    cache: CacheOption = None,
 ) -> None:
-    """Score a bundle on annotated recordings: the DCASE 2019 Task 5 coarse figures, as JSON.
+    """Compute the figures of DCASE 2019 Task 5 and print them as JSON.
 
-    Example: edgetag train evaluate runs/bundle --data ../shared/audio
+    A run of two systems (CNN+VGGish1 and 2) gives one object per system.
+
+    Example: edgetag train evaluate runs/h2 --data sonyc-ust --embedding vggish --json h2.json
     """
-    import json
+    from edgetag_train.evaluate import submission_figures
+    from edgetag_train.predictions import figures, write_predictions
 
-    from edgetag.tagging.tagger import Tagger
-    from edgetag_train.evaluate import score_bundle
+    if target.is_file():
+        result = submission_figures(target, data, split)
+    else:
+        scored = _scored(target, data, split, embedding, cache)
+        found = {
+            name: figures(one.filenames, one.scores, one.filenames, one.truth, split=split)
+            for name, one in scored.items()
+        }
+        result = found if len(found) > 1 else next(iter(found.values()))
+        if predictions:
+            if len(scored) > 1:
+                raise InputError(f"{target} is {len(scored)} systems; --predictions writes one")
+            one = next(iter(scored.values()))
+            write_predictions(predictions, one.filenames, one.scores)
+    _print_json(result)
+    if json:
+        _write_json(json, result)
 
-    typer.echo(json.dumps(score_bundle(Tagger.load(bundle), data, split), indent=1))
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories, evaluated.", exists=True)],
+    out: Annotated[Path, typer.Option("--out", help="A .html or .md file.")],
+) -> None:
+    """Set runs beside the paper's Table 4, with curves and confusions.
+
+    Example: edgetag train report runs/* --out report.html
+    """
+    from edgetag_train.report import write_report
+
+    write_report(runs, out)
 
 
 @app.command()
@@ -69,8 +194,12 @@ def export(
     run: Annotated[Path, typer.Argument(help="Run directory of `edgetag train fit`.")],
     data: DataOption,
     out: Annotated[Path, typer.Option("--out", help="Bundle directory to write.")],
+    embedding: EmbeddingOption = None,
     fp32: Annotated[
         bool, typer.Option("--fp32/--no-fp32", help="Ship the fp32 nets beside the int8 ones.")
+    ] = False,
+    max_fires: Annotated[
+        bool, typer.Option("--max-fires", help="The paper's rule: the likeliest category's branch fires too.")
     ] = False,
     licence: Annotated[str, typer.Option("--licence", help="Licence of the bundle.")] = "unspecified",
     summary: Annotated[str, typer.Option("--summary", help="One line for people.")] = "",
@@ -78,11 +207,13 @@ def export(
     version: Annotated[
         str, typer.Option("--version", help="The bundle's version; today's date if absent.")
     ] = "",
+    cache: CacheOption = None,
 ) -> None:
     """Export a run to ONNX (int8, and fp32 on demand), score it on the validate split, write the bundle.
 
-    Example: edgetag train export runs/starter --data ../shared/audio --out runs/bundle
+    Example: edgetag train export runs/h2 --data sonyc-ust --embedding vggish --out bundle
     """
+    from edgetag_train.data.features import default_cache
     from edgetag_train.export import export_run
 
     about = {
@@ -90,4 +221,104 @@ def export(
         "licence": licence,
         "summary": summary,
     }
-    export_run(run, data, out, ("fp32", "int8") if fp32 else ("int8",), about, note)
+    export_run(
+        run,
+        data,
+        out,
+        ("fp32", "int8") if fp32 else ("int8",),
+        about,
+        cache=cache or default_cache(),
+        embedding=_read_embedding(embedding),
+        policy="threshold_or_max" if max_fires else "threshold",
+        note=note,
+    )
+
+
+@app.command()
+def embedding(
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    weights: Annotated[
+        Path | None, typer.Option("--weights", help="VGGish: vggish-10086976.pth or vggish_model.ckpt.")
+    ] = None,
+    pca: Annotated[
+        Path | None, typer.Option("--pca", help="Its PCA parameters: vggish_pca_params….pth or .npz.")
+    ] = None,
+    random: Annotated[
+        int | None, typer.Option("--random", help="Random weights of this seed instead, to rehearse with.")
+    ] = None,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option("--calibrate", help="Folder of recordings for int8; a synthetic street if absent."),
+    ] = None,
+) -> None:
+    """Export VGGish (fp32 and int8) for nets that take an embedding.
+
+    Example: edgetag train embedding vggish --weights vggish-10086976.pth --pca vggish_pca_params-970ea276.pth
+    """
+    from edgetag_train.embedding import export_vggish
+
+    export_vggish(out, weights, pca, seed=random, calibrate=calibrate)
+
+
+def _scored(
+    target: Path, data: Path, split: str, embedding: Path | None, cache: Path | None
+) -> "dict[str, Scored]":
+    """Scores by system of a bundle or a run. A run keeps its scores, for `edgetag train report`."""
+    from edgetag_train.data.features import default_cache
+    from edgetag_train.evaluate import bundle_scores, run_scores
+    from edgetag_train.fit.system import check_embedding, read_run
+
+    if (target / "bundle.yaml").exists():
+        from edgetag.tagging.tagger import Tagger
+
+        return {target.name: bundle_scores(Tagger.load(target), data, split)}
+    run = read_run(target)
+    found = _read_embedding(embedding)
+    check_embedding(run, found)
+    scored = run_scores(run, data, split, cache or default_cache(), found and found.paths["fp32"])
+    for name, one in scored.items():
+        one.save(target / "evaluation" / split / f"{name}.npz")
+    return scored
+
+
+def _embedding(folder: Path | None, fusion: str) -> "Embedding | None":
+    """The embedding that a recipe's fusion asks for, and none that it does not."""
+    if fusion == "none" and folder is not None:
+        raise InputError("this recipe's nets take no embedding (fusion: none); leave out --embedding")
+    if fusion != "none" and folder is None:
+        raise InputError(
+            f"this recipe's nets take an embedding (fusion: {fusion}): give its folder with --embedding. "
+            "Make one with `edgetag train embedding`, or take the recipe without (…_cnn)"
+        )
+    return _read_embedding(folder)
+
+
+def _read_embedding(folder: Path | None) -> "Embedding | None":
+    from edgetag_train.embedding import read_embedding
+
+    return None if folder is None else read_embedding(folder)
+
+
+def _device(device: Device) -> "torch.device":
+    import torch
+
+    if device is Device.cuda and not torch.cuda.is_available():
+        raise InputError("torch finds no CUDA device here; use --device cpu")
+    if device is Device.auto:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device.value)
+
+
+def _print_json(value: Any) -> None:  # noqa: ANN401  any JSON value
+    import json
+
+    typer.echo(json.dumps(value, indent=1))
+
+
+def _write_json(path: Path, value: Any) -> None:  # noqa: ANN401
+    import json
+
+    try:
+        path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written ({error.strerror})") from error

@@ -1,29 +1,46 @@
-"""Score a bundle on annotated recordings: what a sensor would publish, by the challenge's metrics."""
+"""Score bundles and runs on annotated recordings, by the challenge's metrics.
 
-from collections.abc import Sequence
+A bundle is asked as a sensor asks it. A run's nets are asked in torch, under the same cascade.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from edgetag.contract.errors import InputError
 from edgetag.contract.taxonomy import SONYC_UST
+from edgetag.tagging.cascade import fired, run_cascade
 from edgetag.tagging.tagger import Tagger
+from edgetag_train.data.annotations import read_annotations
+from edgetag_train.data.dataset import dataset_folder, open_dataset
+from edgetag_train.data.features import Windows
 from edgetag_train.data.scenes import SceneMixer, SceneSettings
-from edgetag_train.data.sounds import Library, Sound, read_clips, read_recordings
+from edgetag_train.data.sounds import Library, Sound, complete, read_clips, read_window
+from edgetag_train.data.training import held_out_scenes, judged_recordings
+from edgetag_train.fit.loop import EVALUATION_BATCH, plain
+from edgetag_train.fit.system import ROOT, Run, branches_of, checkpoints, chosen_root, load_net, outputs
 from edgetag_train.metrics import evaluate
+from edgetag_train.predictions import figures, read_predictions
 
 N_COARSE = len(SONYC_UST.coarse_ids)
 N_SCENES = 200
+SCENES = "scenes"
+_SCENES_SEED = 2_000_000
+"""Other scenes than those that a fit chooses its best epoch by."""
 
 
-def predict(tagger: Tagger, recordings: Sequence[Sound]) -> NDArray[np.float32]:
-    """Probabilities of each recording's window; 0 for tags the bundle cannot tell. Shape: [n, 37]"""
-    scores = np.zeros((len(recordings), len(SONYC_UST.ids)), np.float32)
-    for row, sound in zip(scores, recordings, strict=True):
-        found = tagger.analyse(sound.samples)
-        row[:] = [(found.coarse | found.fine).get(id, 0.0) for id in SONYC_UST.ids]
-    return scores
+def predict(tagger: Tagger, windows: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Probabilities of each window of samples; 0 for tags the bundle cannot tell. Shape: [n, 37]"""
+    scores = []
+    for samples in windows:
+        found = tagger.analyse(samples)
+        scores.append([(found.coarse | found.fine).get(id, 0.0) for id in SONYC_UST.ids])
+    return np.array(scores, np.float32)
 
 
 def report(truth: NDArray[np.float32], scores: NDArray[np.float32], threshold: float = 0.5) -> dict[str, Any]:
@@ -53,13 +70,123 @@ def report(truth: NDArray[np.float32], scores: NDArray[np.float32], threshold: f
 
 
 def score_bundle(tagger: Tagger, data: Path, split: str) -> dict[str, Any]:
-    """`report` of a bundle on the recordings of `data/sonyc` that belong to `split`.
+    """`report` of a bundle on the recordings of `split`.
 
     Raises:
         InputError: the recordings cannot be read, or there is no such split.
     """
-    recordings = read_recordings(data / "sonyc", split)
-    return report(np.stack([sound.labels for sound in recordings]), predict(tagger, recordings))
+    scored = bundle_scores(tagger, data, split)
+    return report(scored.truth, scored.scores)
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """What a system said of windows whose truth is known. Shape: truth, scores [n, 37], NaN unknown"""
+
+    filenames: tuple[str, ...]
+    truth: NDArray[np.float32]
+    scores: NDArray[np.float32]
+
+    def save(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(path, filenames=np.array(self.filenames), truth=self.truth, scores=self.scores)
+
+
+def bundle_scores(tagger: Tagger, data: Path, split: str) -> Scored:
+    """A bundle's probabilities of the recordings of a split.
+
+    Raises:
+        InputError: the recordings cannot be read, or there is no such split.
+    """
+    dataset = open_dataset(data, [split]).of_split(split).for_evaluation()
+    truth = np.stack([complete(row) for row in dataset.labels.binary()])
+    return Scored(dataset.labels.filenames, truth, predict(tagger, map(read_window, dataset.audio)))
+
+
+def submission_figures(path: Path, data: Path, split: str) -> dict[str, Any]:
+    """The challenge's figures of a table of predictions; no audio is needed.
+
+    Raises:
+        InputError: either table cannot be read, or a recording of the split has no prediction.
+    """
+    submitted = read_predictions(path)
+    labels = read_annotations(dataset_folder(data) / "annotations.csv").of_split(split).for_evaluation()
+    return figures(submitted.filenames, submitted.scores, labels.filenames, labels.binary(), split=split)
+
+
+def run_scores(run: Run, data: Path, split: str, cache: Path, embedding: Path | None) -> dict[str, Scored]:
+    """What each system of a run says of a split's recordings, or of held-out scenes (`scenes`).
+
+    A run without branches is two systems, one by each of its root's checkpoints (the paper's CNN+VGGish1
+    and CNN+VGGish2): the recipe's name with 1 and 2.
+
+    Raises:
+        InputError: the run is not finished, or the recordings cannot be read.
+    """
+    if split == SCENES:
+        windows = held_out_scenes(
+            run.recipe.data, data, cache, n=N_SCENES, seed=_SCENES_SEED, embedding=embedding
+        )
+        filenames = tuple(f"scene-{k}" for k in range(len(windows)))
+        if not filenames:
+            raise InputError(f"{data} holds too few clips to hold any out, so there are no scenes to score")
+    else:
+        dataset, windows = judged_recordings(data, split, cache, embedding=embedding)
+        filenames = dataset.labels.filenames
+    return {
+        name: Scored(filenames, windows.labels, cascade_scores(run, root, branches, windows))
+        for name, (root, branches) in systems(run).items()
+    }
+
+
+def systems(run: Run) -> dict[str, tuple[str, list[str]]]:
+    """A run's systems by name: which root checkpoint, and which branches."""
+    if run.recipe.branch is None and run.recipe.keeps_two:
+        return {
+            f"{run.recipe.name}{n}": (root, []) for n, root in enumerate(checkpoints(run.recipe, ROOT), 1)
+        }
+    return {run.recipe.name: (chosen_root(run.recipe), branches_of(run))}
+
+
+def cascade_scores(run: Run, root: str, branches: Sequence[str], windows: Windows) -> NDArray[np.float32]:
+    """Probabilities of every window under the recipe's cascade. Shape: -> [n, 37]"""
+    coarse_and_fine = net_scores(run, root, windows, np.arange(len(windows)))
+    n_coarse = len(SONYC_UST.coarse_ids)
+    fires = [
+        fired(dict(zip(SONYC_UST.coarse_ids, row[:n_coarse].tolist(), strict=True)), run.recipe.cascade)
+        for row in coarse_and_fine
+    ]
+    refined: dict[tuple[str, int], list[float]] = {}
+    for branch in branches:
+        id = branch.removeprefix("branch-")
+        rows = np.array([k for k, ids in enumerate(fires) if id in ids], dtype=np.intp)
+        found = net_scores(run, branch, windows, rows)
+        refined.update(((id, int(k)), row.tolist()) for k, row in zip(rows, found, strict=True))
+    scores = np.empty((len(windows), len(SONYC_UST.ids)), np.float32)
+    for k, row in enumerate(coarse_and_fine):
+        heard = run_cascade(
+            row.tolist(),
+            [branch.removeprefix("branch-") for branch in branches],
+            lambda id, k=k: refined[id, k],
+            taxonomy=SONYC_UST,
+            rule=run.recipe.cascade,
+        )
+        scores[k] = [(heard.coarse | heard.fine)[id] for id in SONYC_UST.ids]
+    return scores
+
+
+@torch.inference_mode()
+def net_scores(run: Run, name: str, windows: Windows, rows: NDArray[np.intp]) -> NDArray[np.float32]:
+    """A net's probabilities. Shape: rows [m] -> [m, its outputs]"""
+    net = load_net(run, name)
+    found = [np.empty((0, len(outputs(name))), np.float32)]
+    for start in range(0, len(rows), EVALUATION_BATCH):
+        batch = rows[start : start + EVALUATION_BATCH]
+        embedding = None
+        if windows.embedding is not None:
+            embedding = torch.from_numpy(windows.embedding[batch])
+        found.append(torch.sigmoid(net(plain(windows.logmel[batch]), embedding)).numpy())
+    return np.concatenate(found)
 
 
 def score_scenes(tagger: Tagger, data: Path, settings: SceneSettings, seed: int) -> dict[str, float]:
@@ -73,7 +200,7 @@ def score_scenes(tagger: Tagger, data: Path, settings: SceneSettings, seed: int)
     mixer = SceneMixer(Library(events, backgrounds, ()), settings)
     scenes = [Sound(*mixer.scene(seed + k), "") for k in range(N_SCENES)]
     truth = np.stack([scene.labels for scene in scenes])
-    scores = predict(tagger, scenes)
+    scores = predict(tagger, (scene.samples for scene in scenes))
     figures = {level: evaluate(truth, scores, level, ties="threshold") for level in ("coarse", "fine")}
     return {"scenes": N_SCENES} | {
         f"{level}_{name}": round(getattr(found, name), 4)

@@ -6,50 +6,65 @@ of the weights) is calibrated on training scenes.
 """
 
 import hashlib
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 import numpy as np
-import onnx
 import structlog
 import torch
 import yaml
 from numpy.typing import NDArray
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor, nn
 
 from edgetag.contract.errors import InputError
 from edgetag.contract.frontend import LOGMEL, SAMPLE_RATE_HZ, WINDOW_SAMPLES
 from edgetag.contract.manifest import (
+    EMBEDDING_INPUT,
+    EMBEDDING_SHAPE,
     FORMAT,
     LOGMEL_INPUT,
     LOGMEL_SHAPE,
     MANIFEST_NAME,
     OUTPUT,
+    Cascade,
     File,
     Golden,
     Manifest,
     Net,
+    Policy,
     Variant,
 )
+from edgetag.contract.manifest import Embedding as ManifestEmbedding
 from edgetag.contract.taxonomy import SONYC_UST
 from edgetag.demo.scene import street_scene
 from edgetag.dsp.logmel import LogMel
 from edgetag.tagging.bundle import OnnxNet
+from edgetag.tagging.embedding import Embedder
 from edgetag.tagging.tagger import Tagger
 from edgetag_train.data.annotations import read_annotations
-from edgetag_train.data.features import Windows, mix_scenes
+from edgetag_train.data.dataset import dataset_folder
+from edgetag_train.data.features import Windows
 from edgetag_train.data.sounds import INDEX, describe
+from edgetag_train.data.training import prepare
+from edgetag_train.embedding import Embedding
 from edgetag_train.evaluate import score_bundle, score_scenes
-from edgetag_train.fit.system import ROOT, load_net, net_names, outputs
+from edgetag_train.fit.system import (
+    ROOT,
+    Run,
+    branches_of,
+    check_embedding,
+    chosen_root,
+    load_net,
+    outputs,
+    read_run,
+)
 from edgetag_train.models.cnn import TaggingNet
-from edgetag_train.recipe import Recipe
+from edgetag_train.onnx_net import Feed, quantise, save_onnx
 
 log = structlog.get_logger("edgetag.train")
-OPSET = 18
 N_CALIBRATION_WINDOWS = 200
 PRIOR_RECORDINGS = 10
 GOLDEN_START_S = 20
@@ -64,64 +79,22 @@ class _Probability(nn.Module):
         self.net = net
         self.shift = nn.Buffer(torch.from_numpy(shift))
 
-    def forward(self, logmel: Tensor) -> Tensor:
-        return torch.sigmoid(self.net(logmel) + self.shift)
+    def forward(self, logmel: Tensor, embedding: Tensor | None = None) -> Tensor:
+        return torch.sigmoid(self.net(logmel, embedding) + self.shift)
 
 
 def export_fp32(net: TaggingNet, shift: NDArray[np.float32], path: Path) -> None:
-    """Write an ONNX net of fixed shapes: `logmel` [1, 1, 128, 862] -> `probability` [1, c]."""
-    program = torch.onnx.export(
-        _Probability(net, shift).eval(),
-        (torch.zeros(LOGMEL_SHAPE),),
-        input_names=[LOGMEL_INPUT],
-        output_names=[OUTPUT],
-        opset_version=OPSET,
-        dynamo=True,
-        verbose=False,
-    )
-    assert program is not None
-    model = program.model_proto
-    del model.metadata_props[:]  # the exporter notes local paths and stack traces
-    for node in model.graph.node:
-        del node.metadata_props[:]
-        node.doc_string = ""
-    onnx.checker.check_model(model)
-    onnx.save(model, path)
+    """Write an ONNX net of fixed shapes: `logmel` [1, 1, 128, 862] (and `embedding` [1, 10, 128], where the
+    net takes one) -> `probability` [1, c]."""
+    shapes = {LOGMEL_INPUT: LOGMEL_SHAPE}
+    if net.fusion != "none":
+        shapes[EMBEDDING_INPUT] = EMBEDDING_SHAPE
+    save_onnx(_Probability(net, shift), shapes, OUTPUT, path)
 
 
-class _Calibration(CalibrationDataReader):
-    def __init__(self, logmel: NDArray[np.float16]) -> None:
-        self._windows: Iterator[NDArray[np.float16]] = iter(logmel)
-
-    def get_next(self) -> dict[str, NDArray[np.float32]] | None:  # type: ignore[override]
-        window = next(self._windows, None)
-        return None if window is None else {LOGMEL_INPUT: window.astype(np.float32)[None, None]}
-
-
-def export_int8(fp32: Path, path: Path, calibration: NDArray[np.float16]) -> None:
-    """Quantise an fp32 net, calibrated on windows. Shape: calibration [n, 128, 862]"""
-    prepared = path.with_suffix(".prepared")
-    quant_pre_process(fp32, prepared, skip_symbolic_shape=True)
-    quantize_static(
-        prepared,
-        path,
-        _Calibration(calibration),
-        quant_format=QuantFormat.QDQ,
-        activation_type=QuantType.QInt8,
-        weight_type=QuantType.QInt8,
-        per_channel=True,
-        op_types_to_quantize=["Conv", "Gemm", "MatMul", "MaxPool"],
-        nodes_to_exclude=_ends(prepared),
-    )
-    prepared.unlink()
-
-
-def _ends(path: Path) -> list[str]:
-    """The first and last layer with weights: they are small, and rounding hurts most there."""
-    weighted = [
-        node.name for node in onnx.load(path).graph.node if node.op_type in {"Conv", "Gemm", "MatMul"}
-    ]
-    return [weighted[0], weighted[-1]]
+def _first_and_last(layers: list[str]) -> list[str]:
+    """The layers with weights that stay in float: they are small, and rounding hurts most there."""
+    return [layers[0], layers[-1]]
 
 
 def prior_shift(
@@ -142,53 +115,73 @@ def prior_shift(
     return np.array([shift[INDEX[id.split("-")[0]]] for id in ids], np.float32)
 
 
+def feeds(windows: Windows, rows: NDArray[np.intp]) -> Iterator[Feed]:
+    """What a net is fed for each of these windows."""
+    for row in rows:
+        feed = {LOGMEL_INPUT: windows.logmel[row : row + 1].astype(np.float32)[None]}
+        if windows.embedding is not None:
+            feed[EMBEDDING_INPUT] = windows.embedding[row : row + 1]
+        yield feed
+
+
 def write_bundle(
-    run: Path,
+    run: Run,
     out: Path,
-    recipe: Recipe,
     windows: Windows,
     street: NDArray[np.float32],
     variants: tuple[Variant, ...],
     about: dict[str, str],
+    embedding: Embedding | None = None,
+    policy: Policy = "threshold",
 ) -> Manifest:
-    """Export every net of a run into the directory `out`, with `about` (version, licence, …) in the manifest.
+    """Export the nets of a run into the directory `out`, with `about` (version, licence, …) in the manifest.
+
+    Branches that the run does not hold are not in the bundle.
+
+    Args:
+        windows: what the nets were trained on: for calibration.
+        embedding: the embedding net of the run, if its nets take one.
+        policy: when a branch fires on the sensor; the recipe's own is what it was evaluated under.
 
     Shape: street [m, 37], labels of the recordings whose class priors the root shall speak for; m may be 0
 
     Raises:
         InputError: the run lacks its root, or `out` holds other files than a bundle's.
     """
+    root = chosen_root(run.recipe)
+    load_net(run, root)  # before anything is removed
     _empty(out)
-    rng = np.random.default_rng(recipe.seed)
+    rng = np.random.default_rng(run.recipe.seed)
     chosen = np.sort(rng.choice(len(windows), min(len(windows), N_CALIBRATION_WINDOWS), replace=False))
+    calibration = list(feeds(windows, chosen))
     pcm = golden_window()
-    logmel = LogMel()(pcm.astype(np.float32) / 32768)[None, None]
+    stated = _copy_embedding(embedding, out, variants)
+    golden = {variant: _golden_feed(pcm, embedding, variant) for variant in variants}
     nets: dict[str, Net] = {}
     expected: dict[str, NDArray[np.float32]] = {}
-    for name in net_names():
-        if name != ROOT and not (run / f"{name}.pt").exists():
-            continue
+    for name, source in {ROOT: root} | {name: name for name in branches_of(run)}.items():
+        net = load_net(run, source)
         shift = np.zeros(len(outputs(name)), np.float32)
         if name == ROOT and len(street):  # a branch speaks of windows that its category is in
             shift = prior_shift(windows.labels, street, outputs(name))
-        net = load_net(run, name, recipe.root if name == ROOT else recipe.branch)
-        files = _export_net(net, shift, out / name, windows.logmel[chosen], variants)
+        files = _export_net(net, shift, out / name, calibration, variants)
         nets[name] = Net(len(outputs(name)), files)
         for variant, file in files.items():
-            expected[f"{name}_{variant}"] = OnnxNet((out / file.file).read_bytes(), name)(
-                {LOGMEL_INPUT: logmel}
-            )[0]
+            session = OnnxNet((out / file.file).read_bytes(), name)
+            expected[f"{name}_{variant}"] = session(golden[variant])[0]
     np.savez_compressed(out / "golden.npz", pcm=pcm, **expected)
     manifest = Manifest(
         format=FORMAT,
-        name=recipe.name,
+        name=run.recipe.name,
         created=datetime.now(UTC).strftime("%Y-%m-%d"),
         taxonomy=SONYC_UST,
         frontend=LOGMEL,
-        cascade=recipe.cascade,
+        embedding=stated,
+        fusion=run.recipe.fusion,
+        cascade=Cascade(policy, run.recipe.cascade.threshold),
         root=nets.pop(ROOT),
         branches={name.removeprefix("branch-"): net for name, net in nets.items()},
-        golden=Golden("golden.npz", _sha256(out / "golden.npz")),
+        golden=Golden("golden.npz", sha256_of(out / "golden.npz")),
         thresholds=dict.fromkeys(SONYC_UST.ids, 0.5),
         **about,
     )
@@ -197,8 +190,40 @@ def write_bundle(
     return manifest
 
 
+def _copy_embedding(
+    embedding: Embedding | None, out: Path, variants: tuple[Variant, ...]
+) -> ManifestEmbedding | None:
+    if embedding is None:
+        return None
+    files: dict[Variant, File] = {}
+    for variant in variants:
+        target = out / f"embedding.{variant}.onnx"
+        shutil.copyfile(embedding.paths[variant], target)
+        files[variant] = File(target.name, sha256_of(target))
+    return ManifestEmbedding(embedding.kind, files)
+
+
+def _golden_feed(pcm: NDArray[np.int16], embedding: Embedding | None, variant: Variant) -> Feed:
+    """The golden window as a sensor's nets get it."""
+    samples = pcm.astype(np.float32) * np.float32(1 / 32768)
+    feed = {LOGMEL_INPUT: LogMel()(samples)[None, None]}
+    if embedding is not None:
+        net = OnnxNet(embedding.paths[variant].read_bytes(), "the embedding")
+        feed[EMBEDDING_INPUT] = Embedder(net)(samples)
+    return feed
+
+
 def export_run(
-    run: Path, data: Path, out: Path, variants: tuple[Variant, ...], about: dict[str, str], note: str = ""
+    path: Path,
+    data: Path,
+    out: Path,
+    variants: tuple[Variant, ...],
+    about: dict[str, str],
+    *,
+    cache: Path,
+    embedding: Embedding | None = None,
+    policy: Policy = "threshold",
+    note: str = "",
 ) -> None:
     """Export a run, score the bundle just written on the validate recordings, and state the figures in it.
 
@@ -207,17 +232,26 @@ def export_run(
     Raises:
         InputError: the run is not complete or the data cannot be read.
     """
-    try:
-        recipe = msgspec.json.decode((run / "recipe.json").read_bytes(), type=Recipe)
-    except (OSError, msgspec.DecodeError) as error:
-        raise InputError(f"{run} is no run directory ({error}); make one with: edgetag train fit") from error
-    windows = mix_scenes(data, run / "scenes", recipe.scenes, n_scenes=recipe.n_scenes, seed=recipe.seed)
-    street = read_annotations(data / "sonyc" / "annotations.csv").of_split("train").binary()
-    manifest = write_bundle(run, out, recipe, windows, street, variants, about)
+    run = read_run(path)
+    check_embedding(run, embedding)
+    recipe = run.recipe
+    prepared = prepare(
+        recipe.data, data, cache, embedding=embedding and embedding.paths["fp32"], validated=False
+    )
+    street = read_annotations(dataset_folder(data) / "annotations.csv").of_split("train").binary()
+    heard = street if recipe.data.n_scenes else street[:0]  # scenes have class priors of their own
+    manifest = write_bundle(run, out, prepared.train, heard, variants, about, embedding, policy)
     tagger = Tagger.load(out)
     metrics = score_bundle(tagger, data, "validate")
-    metrics["held_out_clips"] = score_scenes(tagger, data, recipe.scenes, recipe.seed + recipe.n_scenes)
-    provenance = {"recipe": msgspec.to_builtins(recipe), "data": describe(data), "note": note}
+    if recipe.data.n_scenes:
+        seed = recipe.data.seed + recipe.data.n_scenes
+        metrics["held_out_clips"] = score_scenes(tagger, data, recipe.data.scenes, seed)
+    provenance = {
+        "recipe": msgspec.to_builtins(recipe),
+        "run": run.provenance,
+        "data": describe(data),
+        "note": note,
+    }
     manifest = msgspec.structs.replace(manifest, metrics=metrics, training=provenance)
     write_manifest(manifest, out)
     log.info("bundle written", out=str(out), **metrics)
@@ -239,17 +273,17 @@ def _export_net(
     net: TaggingNet,
     shift: NDArray[np.float32],
     stem: Path,
-    calibration: NDArray[np.float16],
+    calibration: Sequence[Feed],
     variants: tuple[Variant, ...],
 ) -> dict[Variant, File]:
     paths: dict[Variant, Path] = {v: stem.with_name(f"{stem.name}.{v}.onnx") for v in VARIANTS}
     export_fp32(net, shift, paths["fp32"])
     if "int8" in variants:
-        export_int8(paths["fp32"], paths["int8"], calibration)
+        quantise(paths["fp32"], paths["int8"], calibration, _first_and_last)
     if "fp32" not in variants:
         paths["fp32"].unlink()
     log.info("exported", net=stem.name, **{v: f"{paths[v].stat().st_size / 1e6:.2f} MB" for v in variants})
-    return {v: File(paths[v].name, _sha256(paths[v])) for v in variants}
+    return {v: File(paths[v].name, sha256_of(paths[v])) for v in variants}
 
 
 def _empty(out: Path) -> None:
@@ -267,5 +301,6 @@ def _empty(out: Path) -> None:
         file.unlink()
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Of a file's content, in hexadecimal digits."""
     return hashlib.sha256(path.read_bytes()).hexdigest()

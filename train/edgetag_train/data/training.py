@@ -1,12 +1,16 @@
 """What a recipe trains on and is judged by, as windows."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from edgetag_train.data.augment import Augmentation
 from edgetag_train.data.dataset import Dataset, open_dataset
 from edgetag_train.data.features import Windows, join, recording_windows, scene_windows
-from edgetag_train.data.sounds import complete, read_backgrounds
+from edgetag_train.data.sounds import Sound, complete, read_clips
 from edgetag_train.recipe import Data
 
 _VALIDATION_SEED = 1_000_000
@@ -18,8 +22,8 @@ class TrainingData:
     """Windows to train on and to choose the best epoch by; `about` goes into the run's provenance."""
 
     train: Windows
-    validation: Windows | None
     about: dict[str, Any]
+    validation: Windows | None = None
 
 
 def prepare(
@@ -42,13 +46,67 @@ def prepare(
     Raises:
         InputError: the data cannot be read, or a split that is needed is empty.
     """
-    from_split = validated and not settings.n_validation_scenes
-    wanted = (["train"] if settings.recordings else []) + (["validate"] if from_split else [])
-    dataset = open_dataset(data, wanted, skip_bad=skip_bad) if wanted else None
-    parts = []
+    train, about = _train(settings, data, cache, embedding, skip_bad)
+    if not validated:
+        return TrainingData(train, about)
+    if settings.n_validation_scenes:
+        validation = held_out_scenes(
+            settings, data, cache, n=settings.n_validation_scenes, seed=_VALIDATION_SEED, embedding=embedding
+        )
+        source = "scenes of held-out clips"
+    else:
+        validation = judged_recordings(data, "validate", cache, embedding=embedding, skip_bad=skip_bad)[1]
+        source = "recordings of the split validate"
+    stated = {"from": source, "windows": len(validation), "digest": _digest(validation)}
+    return TrainingData(train, about | {"validation": stated}, validation)
+
+
+def judged_recordings(
+    data: Path, split: str, cache: Path, *, embedding: Path | None = None, skip_bad: bool = False
+) -> tuple[Dataset, Windows]:
+    """The recordings of a split that scores are measured on, with their true labels (1, 0, NaN unknown).
+
+    Those that the team verified, where there are any in the split; all of it otherwise.
+    """
+    dataset = open_dataset(data, [split], skip_bad=skip_bad).of_split(split).for_evaluation()
+    truth = np.stack([complete(row) for row in dataset.labels.binary()])
+    return dataset, recording_windows(
+        dataset,
+        cache,
+        labels=truth,
+        augmentation=Augmentation(),
+        seed=0,
+        backgrounds=(),
+        embedding=embedding,
+    )
+
+
+def held_out_scenes(
+    settings: Data, data: Path, cache: Path, *, n: int, seed: int, embedding: Path | None = None
+) -> Windows:
+    """Scenes of the clips that training never hears, over backgrounds that it never hears."""
+    return scene_windows(data, cache, settings.scenes, n=n, seed=seed, split="validate", embedding=embedding)
+
+
+def _train(
+    settings: Data, data: Path, cache: Path, embedding: Path | None, skip_bad: bool
+) -> tuple[Windows, dict[str, Any]]:
+    parts, n_recordings = [], 0
     if settings.recordings:
-        assert dataset is not None
-        parts.append(_recordings(dataset.of_split("train"), settings, data, cache, embedding, augmented=True))
+        dataset = open_dataset(data, ["train"], skip_bad=skip_bad).of_split("train")
+        n_recordings = len(dataset)
+        labels = dataset.labels.soft() if settings.soft else dataset.labels.binary(settings.agreement)
+        parts.append(
+            recording_windows(
+                dataset,
+                cache,
+                labels=np.stack([complete(row) for row in labels]),
+                augmentation=settings.augmentation,
+                seed=settings.seed,
+                backgrounds=_backgrounds(data, settings.augmentation),
+                embedding=embedding,
+            )
+        )
     if settings.n_scenes:
         parts.append(
             scene_windows(
@@ -62,26 +120,17 @@ def prepare(
             )
         )
     train = join(*parts)
-    validation = None
-    if from_split:
-        assert dataset is not None
-        judged = dataset.of_split("validate").for_evaluation()
-        validation = _recordings(judged, settings, data, cache, embedding, augmented=False)
-    elif validated:
-        validation = held_out_scenes(
-            data, cache, settings, settings.n_validation_scenes, _VALIDATION_SEED, embedding
-        )
-    about = {
-        "digest": train.digest,
-        "validation_digest": validation and validation.digest,
-        "train": {
-            "recordings": len(dataset.of_split("train").audio) if dataset and settings.recordings else 0,
-            "scenes": settings.n_scenes,
-            "windows": len(train),
-        },
-        "validation": {
-            "from": "split validate" if from_split else "scenes of held-out clips",
-            "windows": 0 if validation is None else len(validation),
-        },
-    }
-    return TrainingData(train, validation, about)
+    about = {"recordings": n_recordings, "scenes": settings.n_scenes, "windows": len(train)}
+    return train, {"digest": _digest(train), "train": about}
+
+
+def _backgrounds(data: Path, augmentation: Augmentation) -> tuple[Sound, ...]:
+    """What augmentation adds as noise: the background clips of training, if the data has clips."""
+    if not augmentation.variants or not (data / "clips" / "manifest.csv").exists():
+        return ()
+    return read_clips(data / "clips", "train")[1]
+
+
+def _digest(windows: Windows) -> str:
+    """Of the windows and of their labels."""
+    return hashlib.sha256(windows.digest.encode() + windows.labels.tobytes()).hexdigest()

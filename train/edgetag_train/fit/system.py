@@ -1,12 +1,22 @@
 """Fit a whole system: the root net, then a branch net for each category with more than one fine tag.
 
-A run directory holds `recipe.json`, one `*.pt` a net, `history.jsonl`. Nets already there are kept, so an
-interrupted run goes on at the first net that is missing.
+A run directory holds
+
+- `recipe.json`, the whole recipe, and `provenance.json`, what it was run on and with;
+- `root-coarse.pt` and `root-fine.pt`, the root's best checkpoints (`root.pt`, where the recipe keeps the
+  running mean), and `branch-<id>.pt`; each with its recipe and provenance;
+- `history.jsonl`, a line per epoch;
+- `<net>.partial`, the whole state of the net that was being fitted when the run stopped.
 """
 
-import time
-from collections.abc import Mapping
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -16,100 +26,327 @@ from numpy.typing import NDArray
 
 from edgetag.contract.errors import InputError
 from edgetag.contract.taxonomy import SONYC_UST
-from edgetag_train.data.features import Windows, mix_scenes
+from edgetag_train.data.features import Windows
 from edgetag_train.data.sounds import INDEX
-from edgetag_train.fit.loop import Epoch, fit
+from edgetag_train.data.training import TrainingData
+from edgetag_train.embedding import Embedding
+from edgetag_train.fit.loop import LAST, Examples, Fitting, Record, positive_weight
+from edgetag_train.fit.progress import Watcher, watch
+from edgetag_train.fit.stopping import Stop, stop_on_signals
+from edgetag_train.metrics import evaluate
 from edgetag_train.models.cnn import TaggingNet
-from edgetag_train.recipe import Fit, Recipe
+from edgetag_train.recipe import Cosine, Recipe
 
 log = structlog.get_logger("edgetag.train")
 ROOT = "root"
+_LAST_LAYER = "classifier.7"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory and what it was begun with."""
+
+    path: Path
+    recipe: Recipe
+    provenance: dict[str, Any]
+
+    def net_path(self, name: str) -> Path:
+        return self.path / f"{name}.pt"
+
+
+def read_run(path: Path) -> Run:
+    """
+    Raises:
+        InputError: `path` is no run directory.
+    """
+    try:
+        recipe = msgspec.json.decode((path / "recipe.json").read_bytes(), type=Recipe)
+        provenance = msgspec.json.decode((path / "provenance.json").read_bytes(), type=dict)
+    except (OSError, msgspec.DecodeError) as error:
+        raise InputError(f"{path} is no run directory ({error}); make one with: edgetag train fit") from error
+    return Run(path, recipe, provenance)
 
 
 def outputs(net: str) -> tuple[str, ...]:
     """Tag ids of a net's outputs: every tag for `root`, a category's fine tags for `branch-<id>`."""
-    if net == ROOT:
+    if net.startswith(ROOT):
         return SONYC_UST.ids
     return tuple(tag.id for tag in SONYC_UST.category(net.removeprefix("branch-")).fine)
 
 
-def net_names() -> tuple[str, ...]:
-    """`root`, then the branches in taxonomy order."""
-    return (ROOT, *(f"branch-{id}" for id in SONYC_UST.branch_ids))
+def net_names(recipe: Recipe) -> tuple[str, ...]:
+    """`root`, then the branches in taxonomy order, if the recipe has any."""
+    branches = (f"branch-{id}" for id in SONYC_UST.branch_ids) if recipe.branch else ()
+    return (ROOT, *branches)
 
 
-def fit_system(recipe: Recipe, data: Path, out: Path) -> None:
-    """Train every net of `recipe` on scenes mixed from `data` into the run directory `out`.
+def checkpoints(recipe: Recipe, net: str) -> tuple[str, ...]:
+    """Names of the files (less `.pt`) that a fitted net leaves."""
+    if net != ROOT:
+        return (net,)
+    return ("root-coarse", "root-fine") if recipe.keeps_two else (ROOT,)
+
+
+def chosen_root(recipe: Recipe) -> str:
+    """The root checkpoint that the system stands on."""
+    return f"root-{recipe.root_checkpoint}" if recipe.keeps_two else ROOT
+
+
+def fit_system(
+    recipe: Recipe,
+    data: TrainingData,
+    out: Path,
+    *,
+    embedding: Embedding | None = None,
+    root: Path | None = None,
+    resume: bool = False,
+    device: torch.device | None = None,
+    overrides: Sequence[str] = (),
+) -> None:
+    """Train every net of `recipe` on `data` into the run directory `out`.
+
+    Args:
+        root: a finished run whose root net is taken over instead of training one: its seed, data, fusion
+            and root section must be the same.
+        resume: go on with the run in `out`, to the bit as if it had not been interrupted (on one machine's
+            CPU).
 
     Raises:
-        InputError: the data cannot be read, or `out` holds a run of another recipe.
+        InputError: `out` holds another run, or one while `resume` is false; nothing to train on.
+        DivergedError: a loss is no number.
+        Stopped: a signal asked for an end; what was done is kept.
     """
-    _claim(out, recipe)
-    windows = mix_scenes(data, out / "scenes", recipe.scenes, n_scenes=recipe.n_scenes, seed=recipe.seed)
-    for number, name in enumerate(net_names()):
-        if (out / f"{name}.pt").exists():
-            continue
-        settings = recipe.root if name == ROOT else recipe.branch
-        rows = examples(windows, name)
-        if len(rows) < 2:
-            log.warning("net left out: no example", net=name)
-            continue
-        log.info("fitting", net=name, table=settings.table, examples=len(rows), epochs=settings.epochs)
-        net = _fit_net(name, windows, rows, settings, recipe.seed + number, out)
-        _save(net.state_dict(), out / f"{name}.pt")
+    run = _claim(out, recipe, _provenance(data, embedding, device, overrides), resume=resume)
+    if root is not None:
+        _take_root(run, root)
+    with stop_on_signals() as stop, watch() as watcher:
+        for number, name in enumerate(net_names(recipe)):
+            if not all(run.net_path(file).exists() for file in checkpoints(recipe, name)):
+                _fit_net(run, data, name, recipe.seed + number, device or torch.device("cpu"), stop, watcher)
 
 
-def examples(windows: Windows, name: str) -> NDArray[np.intp]:
-    """Rows a net learns from: all for the root, those of its category with a known fine tag for a branch."""
+def _fit_net(
+    run: Run,
+    data: TrainingData,
+    name: str,
+    seed: int,
+    device: torch.device,
+    stop: Stop,
+    watcher: Watcher,
+) -> None:
+    recipe = run.recipe
+    settings = recipe.root if name == ROOT else recipe.branch
+    assert settings is not None
+    dummy = recipe.branch_negatives == "dummy"
+    train = examples(data.train, name, dummy=dummy)
+    if len(train) < 2 or (name != ROOT and not (train.targets[:, : len(outputs(name))] > 0).any()):
+        log.warning("net left out: too few examples", net=name, category=_label(name), examples=len(train))
+        return
+    validation = examples(data.validation, name, dummy=dummy) if data.validation else None
+    if validation is not None and not len(validation):
+        validation = None
+    if validation is None and recipe.keeps_two:
+        log.warning("no validation example: the best epoch is told by the training loss", net=name)
+    fitting = Fitting(
+        settings,
+        train.targets.shape[1],
+        fusion=recipe.fusion,
+        positive=positive_weight(train.targets, settings.smoothing),
+        keep=_keep(recipe, name, validation is not None),
+        seed=seed,
+        device=device,
+    )
+    partial_state = run.path / f"{name}.partial"
+    if partial_state.exists():
+        fitting.restore(torch.load(partial_state, weights_only=True, map_location="cpu"))
+    _forget_epochs_after(run.path / "history.jsonl", name, fitting.epoch)
+    log.info("fitting", net=name, table=settings.table, examples=len(train), from_epoch=fitting.epoch + 1)
+    kept = fitting.run(
+        train,
+        validation,
+        judge_root if name == ROOT else lambda targets, probabilities: {},
+        checkpoint=partial_state,
+        stop=stop,
+        on_step=watcher.on_step,
+        on_epoch=partial(_note_epoch, run.path / "history.jsonl", name, watcher),
+    )
+    for checkpoint, weights in kept.items():
+        file = f"{ROOT}-{checkpoint}" if name == ROOT and checkpoint != LAST else name
+        _save(run, file, weights)
+    partial_state.unlink(missing_ok=True)
+
+
+def _keep(recipe: Recipe, name: str, validated: bool) -> dict[str, str]:
+    settings = recipe.root if name == ROOT else recipe.branch
+    assert settings is not None
+    if isinstance(settings.schedule, Cosine):
+        return {}
+    if name != ROOT:
+        return {name: "validation_loss" if validated else "loss"}
+    return {level: f"{level}_micro_auprc" if validated else "loss" for level in ("coarse", "fine")}
+
+
+def judge_root(targets: NDArray[np.float32], probabilities: NDArray[np.float32]) -> dict[str, float]:
+    """Micro AUPRC at both levels; NaN where nothing is labelled."""
+    return {
+        f"{level}_micro_auprc": evaluate(targets, probabilities, level, ties="threshold").micro_auprc
+        for level in ("coarse", "fine")
+    }
+
+
+def examples(windows: Windows, name: str, *, dummy: bool = False) -> Examples:
+    """What a net learns from: every window for the root; for a branch those of its category with a known
+    fine tag, or with `dummy` every window with one, asked for one output more: "not this category".
+    """
+    columns = [INDEX[id] for id in outputs(name)]
+    fine = windows.labels[:, columns]
     if name == ROOT:
-        return np.arange(len(windows))
+        return Examples(windows, np.arange(len(windows)), fine)
     coarse = windows.labels[:, INDEX[name.removeprefix("branch-")]]
-    fine = windows.labels[:, [INDEX[id] for id in outputs(name)]]
-    return np.flatnonzero((coarse == 1) & ~np.isnan(fine).all(axis=1))
+    known = ~np.isnan(fine).all(axis=1)
+    if not dummy:
+        rows = np.flatnonzero((coarse > 0.5) & known)
+        return Examples(windows, rows, fine[rows])
+    rows = np.flatnonzero(~np.isnan(coarse) & known)
+    return Examples(windows, rows, np.column_stack([fine[rows], 1 - coarse[rows]]))
 
 
-def load_net(run: Path, name: str, settings: Fit) -> TaggingNet:
-    """A trained net of a run, ready for inference.
+def load_net(run: Run, name: str) -> TaggingNet:
+    """A trained net of a run (`root-coarse`, `branch-1`), ready for inference, its dummy output dropped.
 
     Raises:
         InputError: the run has no such net.
     """
-    net = TaggingNet(settings.table, len(outputs(name)), fusion=settings.fusion)
+    settings = run.recipe.root if name.startswith(ROOT) else run.recipe.branch
+    assert settings is not None
+    net = TaggingNet(settings.table, len(outputs(name)), fusion=run.recipe.fusion)
     try:
-        net.load_state_dict(torch.load(run / f"{name}.pt", weights_only=True))
+        weights = torch.load(run.net_path(name), weights_only=True, map_location="cpu")["weights"]
     except FileNotFoundError:
-        raise InputError(f"{run} holds no {name}.pt; fit it first: edgetag train fit …") from None
+        raise InputError(f"{run.path} holds no {name}.pt; go on with: edgetag train fit … --resume") from None
+    for part in ("weight", "bias"):
+        weights[f"{_LAST_LAYER}.{part}"] = weights[f"{_LAST_LAYER}.{part}"][: len(outputs(name))]
+    net.load_state_dict(weights)
     return net.eval()
 
 
-def _fit_net(
-    name: str, windows: Windows, rows: NDArray[np.intp], settings: Fit, seed: int, out: Path
-) -> TaggingNet:
-    started_s = time.monotonic()
-
-    def on_epoch(epoch: Epoch) -> None:
-        line = {
-            "net": name,
-            "epoch": epoch.number,
-            "loss": round(epoch.loss, 4),
-            "seconds": round(epoch.seconds, 1),
-        }
-        with (out / "history.jsonl").open("ab") as history:
-            history.write(msgspec.json.encode(line) + b"\n")
-        log.info("epoch", **line, elapsed_s=round(time.monotonic() - started_s))
-
-    columns = np.array([INDEX[id] for id in outputs(name)])
-    return fit(windows, rows, columns, settings, seed=seed, on_epoch=on_epoch)
+def branches_of(run: Run) -> list[str]:
+    """Names of the branch nets that the run holds."""
+    return [name for name in net_names(run.recipe) if name != ROOT and run.net_path(name).exists()]
 
 
-def _save(state: Mapping[str, object], path: Path) -> None:
-    torch.save(state, path.with_suffix(".tmp"))
+def check_embedding(run: Run, embedding: Embedding | None) -> None:
+    """
+    Raises:
+        InputError: the run was fitted with another embedding, or with none, or with one.
+    """
+    stated = run.provenance["embedding"]
+    if stated is None and embedding is not None:
+        raise InputError(f"the nets of {run.path} take no embedding")
+    if stated is not None and (embedding is None or embedding.sha256["fp32"] != stated["sha256"]):
+        raise InputError(
+            f"{run.path} was fitted with the embedding {stated['kind']} ({stated['source']}, sha256 "
+            f"{stated['sha256'][:12]}…); give its folder with --embedding"
+        )
+
+
+def _label(name: str) -> str:
+    return "all" if name == ROOT else SONYC_UST.category(name.removeprefix("branch-")).label
+
+
+def _note_epoch(history: Path, net: str, watcher: Watcher, record: Record) -> None:
+    with history.open("ab") as file:
+        file.write(msgspec.json.encode({"net": net} | record) + b"\n")
+    watcher.on_epoch(net, record)
+
+
+def _forget_epochs_after(history: Path, net: str, epoch: int) -> None:
+    """Epochs noted but not saved will be trained, and noted, again."""
+    if not history.exists():
+        return
+    lines = history.read_bytes().splitlines(keepends=True)
+    notes = [msgspec.json.decode(line) for line in lines]
+    kept = [
+        line for line, note in zip(lines, notes, strict=True) if note["net"] != net or note["epoch"] <= epoch
+    ]
+    history.write_bytes(b"".join(kept))
+
+
+def _save(run: Run, name: str, weights: Mapping[str, torch.Tensor]) -> None:
+    path = run.net_path(name)
+    about = {"recipe": msgspec.to_builtins(run.recipe), "provenance": run.provenance}
+    torch.save({"weights": dict(weights)} | about, path.with_suffix(".tmp"))
     path.with_suffix(".tmp").replace(path)
 
 
-def _claim(out: Path, recipe: Recipe) -> None:
+def _provenance(
+    data: TrainingData, embedding: Embedding | None, device: torch.device | None, overrides: Sequence[str]
+) -> dict[str, Any]:
+    return {
+        "edgetag": version("edgetag"),
+        "git": _git_commit(),
+        "torch": str(torch.__version__),
+        "device": str(device or "cpu"),
+        "threads": torch.get_num_threads(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "overrides": list(overrides),
+        "data": data.about,
+        "embedding": embedding
+        and {"kind": embedding.kind, "source": embedding.source, "sha256": embedding.sha256["fp32"]},
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of the trainer's own checkout; None where it was installed."""
+    here = Path(__file__).parent
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip()
+
+
+def _claim(out: Path, recipe: Recipe, provenance: dict[str, Any], *, resume: bool) -> Run:
+    """Begin a run in `out`, or find the one to go on with.
+
+    What may not differ: the recipe, the data, the embedding.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    stamp, stated = out / "recipe.json", msgspec.json.encode(recipe)
-    if stamp.exists() and stamp.read_bytes() != stated:
-        raise InputError(f"{out} holds a run of another recipe; choose an empty folder")
-    stamp.write_bytes(stated)
+    if not (out / "recipe.json").exists():
+        (out / "provenance.json").write_bytes(msgspec.json.format(msgspec.json.encode(provenance)))
+        (out / "recipe.json").write_bytes(msgspec.json.format(msgspec.json.encode(recipe)))
+        return Run(out, recipe, provenance)
+    found = read_run(out)
+    if not resume:
+        raise InputError(f"{out} holds a run already; go on with it with --resume, or choose another folder")
+    if found.recipe != recipe:
+        raise InputError(f"{out} holds a run of another recipe; choose another folder")
+    for what in ("data", "embedding"):
+        if found.provenance[what] != provenance[what]:
+            raise InputError(f"{out} was begun with other {what}; choose another folder")
+    return found
+
+
+def _take_root(run: Run, other: Path) -> None:
+    """Copy another run's root net, if it is the one that this run would train."""
+    source = read_run(other)
+    for key in ("seed", "data", "fusion", "root"):
+        if getattr(source.recipe, key) != getattr(run.recipe, key):
+            raise InputError(f"{other} has another {key} than this recipe; its root cannot be taken")
+    for what in ("data", "embedding"):
+        if source.provenance[what] != run.provenance[what]:
+            raise InputError(f"{other} was run on other {what}; its root cannot be taken")
+    for name in checkpoints(run.recipe, ROOT):
+        if not source.net_path(name).exists():
+            raise InputError(f"{other} holds no {name}.pt; let it finish first")
+        run.net_path(name).write_bytes(source.net_path(name).read_bytes())
+    history = [
+        line
+        for line in (other / "history.jsonl").read_bytes().splitlines(keepends=True)
+        if msgspec.json.decode(line)["net"] == ROOT
+    ]
+    _forget_epochs_after(run.path / "history.jsonl", ROOT, 0)
+    with (run.path / "history.jsonl").open("ab") as file:
+        file.writelines(history)

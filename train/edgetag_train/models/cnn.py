@@ -16,6 +16,9 @@ Fusion = Literal["none", "concat", "bilinear"]
 Table = Literal[1, 2]
 
 CNN_FEATURES = 256
+EMBEDDING_MAX = 255.0
+"""Embeddings come as VGGish's 8 bits, 0…255. The nets take them to ±1 first: as they are, they would outweigh
+the convolutions' features a hundred times."""
 EMBEDDING_FEATURES = VGGISH_N_PATCHES * VGGISH_EMBEDDING_SIZE
 CONV_DROPOUT = 0.5
 FC_DROPOUT = 0.2
@@ -117,7 +120,7 @@ class TaggingNet(nn.Module):
             return self.classifier(self.fuse(features))
         if embedding is None:
             raise ValueError(f"a net with fusion {self.fusion!r} needs an embedding")
-        embedding = embedding.flatten(1)
+        embedding = embedding.flatten(1) * (2 / EMBEDDING_MAX) - 1
         if self.fusion == "concat":
             return self.classifier(self.fuse(torch.cat([features, embedding], dim=1)))
         return self.classifier(self.fuse(features, embedding))
