@@ -189,6 +189,8 @@ def test_missing_predictions(truth: np.ndarray) -> None:
     """Recordings without a prediction are counted, the first are named."""
     with pytest.raises(InputError, match=r"no prediction for 4 of the 4 .*'scenes': 00_.* and 1 more"):
         figures(["else.wav"], drawn(1), NAMES, truth, split="scenes")
+    with pytest.raises(InputError, match="split 'scenes' holds no recording"):
+        figures(NAMES, drawn(), [], truth[:0], split="scenes")
 
 
 def test_absent_levels_say_why(truth: np.ndarray) -> None:

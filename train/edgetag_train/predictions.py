@@ -119,8 +119,11 @@ def figures(
         `split`, `recordings`, `left_out`, `coarse` and `fine` (the fields of `metrics.Scores`), `reasons`.
 
     Raises:
-        InputError: a recording of the truth has no prediction, or what `metrics.evaluate` refuses.
+        InputError: a split without recordings, a recording of it without prediction, or what
+            `metrics.evaluate` refuses.
     """
+    if not truth_filenames:
+        raise InputError(f"split {split!r} holds no recording")
     row_of = {name: row for row, name in enumerate(filenames)}
     if missing := [name for name in truth_filenames if name not in row_of]:
         raise InputError(
