@@ -20,7 +20,8 @@ from edgetag_train.report.runs import read_run
 
 N_TAGS = len(SONYC_UST.ids)
 N_COARSE = len(SONYC_UST.coarse_ids)
-STAND_IN = {"kind": "vggish", "source": "seeded random weights (seed 0)", "sha256": "ab" * 32}
+STAND_IN = {"kind": "vggish-random", "source": "random weights, seed 0: not trained", "sha256": "ab" * 32}
+VGGISH = {"kind": "vggish", "source": "vggish-10086976.pth", "sha256": "cd" * 32}
 NETS = ("root", "branch-1", "branch-7")
 
 
@@ -62,7 +63,8 @@ def make_run(
     whole = {"name": recipe, "seed": seed, "data": {"seed": seed}, "root": root, "branch": branch}
     (folder / "recipe.json").write_text(json.dumps(whole))
     counts = {"recordings": 89, "scenes": 1200, "windows": 1289}
-    data = {"digest": "c0ffee", "train": counts, "validation": {"recordings": 63}}
+    watched = {"from": "recordings of the split validate", "windows": 63, "digest": "decaf"}
+    data = {"digest": f"c0ffee{seed}", "train": counts, "validation": watched}
     provenance = {"edgetag": "0.1.0", "git": "275aae8", "torch": "2.13", "device": "cpu", "data": data}
     provenance |= {"started": "2026-11-22T10:00:00Z", "overrides": overrides, "embedding": embedding}
     (folder / "provenance.json").write_text(json.dumps(provenance))
@@ -123,7 +125,16 @@ def test_every_system_class_and_run_is_on_it(runs: list[Path], report: str, tmp_
     lines = text_of(page(runs, tmp_path / "report.md"))
     titles = ["CNN+VGGish1", "CNN+VGGish2", "Hierarchical1", "Hierarchical2", "Hierarchical3"]
     names = [f"{category.id} {category.name.replace('-', ' ')}" for category in SONYC_UST.categories]
-    facts = ["vggish-1", "plain", "89 recordings, 1,200 scenes", "c0ffee", "275aae8", "torch 2.13", "30 min"]
+    facts = [
+        "vggish-1",
+        "plain",
+        "89 recordings, 1,200 scenes",
+        "c0ffee2",
+        "63 windows",
+        "275aae8",
+        "torch 2.13",
+        "30 min",
+    ]
     for expected in [*titles, *names, *facts, "no embedding", "Split “validate”", "Split “scenes”"]:
         assert expected in text_of(report)
         assert expected in lines
@@ -143,8 +154,7 @@ def test_seeds_become_one_row(runs: list[Path], report: str) -> None:
 
 def test_other_recipes_are_no_seeds(tmp_path: Path) -> None:
     """The same system with another embedding or another recipe keeps a row of its own, named by its run."""
-    real = STAND_IN | {"source": "vggish-10086976.pth"}
-    runs = [make_run(tmp_path / "fake"), make_run(tmp_path / "real", embedding=real)]
+    runs = [make_run(tmp_path / "fake"), make_run(tmp_path / "real", embedding=VGGISH)]
     found = text_of(page(runs, tmp_path / "report.html"))
     assert "random stand-in for VGGish · fake" in found
     assert "CNN+VGGish1 VGGish · real" in found
@@ -152,12 +162,11 @@ def test_other_recipes_are_no_seeds(tmp_path: Path) -> None:
 
 def test_stand_in_is_said_plainly(tmp_path: Path) -> None:
     """Random weights are never called VGGish, and real ones raise no warning."""
-    real = STAND_IN | {"source": "vggish-10086976.pth"}
     fake = page([make_run(tmp_path / "fake")], tmp_path / "fake.html")
     assert 'class="warning">Rows marked “random stand-in”' in fake
     assert "CNN+VGGish1<small>random stand-in for VGGish</small>" in fake
     assert "random" not in text_of(
-        page([make_run(tmp_path / "real", embedding=real)], tmp_path / "real.html")
+        page([make_run(tmp_path / "real", embedding=VGGISH)], tmp_path / "real.html")
     )
 
 

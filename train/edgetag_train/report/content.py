@@ -136,7 +136,7 @@ def _warnings(runs: Sequence[Run], published: Table4) -> Iterator[Text]:
             "magnitude, not a reproduction.",
             "warning",
         )
-    if any(run.provenance.data.validation.get("recordings") for run in runs):
+    if any(run.provenance.data.watched_recordings for run in runs):
         yield Text(
             "Checkpoints were chosen on recordings of the validate split, as in the paper, so the figures on "
             "that split flatter.",
@@ -391,8 +391,12 @@ def _range(numbers: set[int]) -> str:
     return str(low) if low == high else f"{low}–{high}"
 
 
-def _counts(counts: dict[str, int]) -> str:
-    return ", ".join(f"{number:,} {kind}" for kind, number in counts.items()) or "nothing"
+def _counts(counts: dict[str, int | str]) -> str:
+    """`89 recordings, 1,200 scenes`; words as they are."""
+    parts = [
+        f"{value:,} {kind}" if isinstance(value, int) else f"{kind} {value}" for kind, value in counts.items()
+    ]
+    return ", ".join(parts) or "nothing"
 
 
 def _duration(seconds: float) -> str:

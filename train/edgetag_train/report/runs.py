@@ -31,15 +31,25 @@ class EmbeddingOrigin(msgspec.Struct, frozen=True):
     @property
     def is_stand_in(self) -> bool:
         """Whether the weights are random: right in shape, without any knowledge of sound."""
-        return "random" in self.source.lower()
+        return "random" in f"{self.kind} {self.source}".lower()
 
 
 class DataOrigin(msgspec.Struct, frozen=True):
-    """What a run was trained on and watched with: counts by kind (recordings, scenes, windows)."""
+    """What a run was trained on and watched with: counts by kind (recordings, scenes, windows), and words.
+
+    Attributes:
+        digest: of the training windows, which other seeds augment and mix otherwise.
+        validation: says under `from` what the windows are made of.
+    """
 
     digest: str
-    train: dict[str, int] = {}
-    validation: dict[str, int] = {}
+    train: dict[str, int | str] = {}
+    validation: dict[str, int | str] = {}
+
+    @property
+    def watched_recordings(self) -> bool:
+        """Whether the best epochs were chosen on recordings of the split `validate`."""
+        return "validate" in str(self.validation.get("from"))
 
 
 class Provenance(msgspec.Struct, frozen=True):
@@ -104,7 +114,7 @@ class Run:
             [
                 _without_seeds(self.recipe),
                 origin and [origin.kind, origin.is_stand_in or origin.sha256],
-                self.provenance.data.digest,
+                [self.provenance.data.train, self.provenance.data.validation],
             ],
             sort_keys=True,
         )

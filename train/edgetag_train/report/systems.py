@@ -99,7 +99,8 @@ def embedding_label(run: Run) -> str:
     origin = run.provenance.embedding
     if origin is None:
         return "no embedding"
-    kind = EMBEDDINGS.get(origin.kind, origin.kind)
+    kind = origin.kind.removesuffix("-random")
+    kind = EMBEDDINGS.get(kind, kind)
     return f"random stand-in for {kind}" if origin.is_stand_in else kind
 
 
