@@ -60,23 +60,29 @@ def fill(jobs: Sequence[Job], open_source: Callable[[], Draw], what: str) -> Non
     """
     if all(job.store.done().all() for job in jobs):
         return
-    with locked([job.store for job in jobs]):
-        done = _reserve([job.store for job in jobs])
-        partial = [(job, flags) for job, flags in zip(jobs, done, strict=True) if not flags.all()]
-        if partial and (faults := _compute(*zip(*partial, strict=True), open_source(), what)):
-            raise InputError(_sentence(faults, what))
+    stores = [job.store for job in jobs]
+    try:
+        with locked(stores):
+            done = _reserve(stores)
+            partial = [(job, flags) for job, flags in zip(jobs, done, strict=True) if not flags.all()]
+            faults = _compute(*zip(*partial, strict=True), open_source(), what) if partial else {}
+    except OSError as error:
+        raise _no_room(error, stores) from error
+    if faults:
+        raise InputError(_sentence(faults, what))
 
 
 def _reserve(stores: Sequence[Store]) -> list[NDArray[np.bool_]]:
+    """Room for all of them, or for none that is new; which items each holds."""
     done: list[NDArray[np.bool_]] = []
-    for store in stores:
-        try:
-            done.append(store.reserve())
-        except OSError as error:
-            for reserved, flags in zip(stores, done, strict=False):
-                if not flags.any():
-                    reserved.remove()
-            raise _no_room(error, stores) from error
+    try:
+        for store in stores:
+            done.append(store.reserve())  # noqa: PERF401  # those before a failure are known by it
+    except OSError:
+        for reserved, flags in zip(stores, done, strict=False):
+            if not flags.any():
+                reserved.remove()
+        raise
     return done
 
 
@@ -87,9 +93,12 @@ def _no_room(error: OSError, stores: Sequence[Store]) -> InputError:
     need = sum(store.n_bytes for store in stores if not store.done().any())
     free = shutil.disk_usage(cache).free
     return InputError(
-        f"the features need {need / 1e9:.2f} GB and {cache} has {free / 1e9:.2f} GB free; "
-        "put them elsewhere with --cache"
+        f"the features need {_size(need)} and {cache} has {_size(free)} free; put them elsewhere with --cache"
     )
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.1f} MB"
 
 
 def _compute(jobs: Sequence[Job], done: Sequence[NDArray[np.bool_]], draw: Draw, what: str) -> dict[int, str]:
@@ -107,8 +116,6 @@ def _compute(jobs: Sequence[Job], done: Sequence[NDArray[np.bool_]], draw: Draw,
                 faults |= found
                 mark(computed)
                 advance(len(computed) + len(found))
-    except OSError as error:
-        raise _no_room(error, [job.store for job in jobs]) from error
     except BrokenProcessPool as error:
         raise EdgetagError(
             "a process that computes features was killed, perhaps for want of memory; what it had done is "

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -65,13 +66,17 @@ class Dataset:
         where = dict(zip(self.labels.filenames, self.audio, strict=True))
         return type(self)(labels, tuple(where[name] for name in labels.filenames))
 
-    def digest(self) -> str:
-        """sha256 over labels and recordings: their content and order, not where they lie."""
+    def digest(self, memo: Path | None = None) -> str:
+        """sha256 over labels and recordings: their content and order, not where they lie.
+
+        Args:
+            memo: as of `content_digests`.
+        """
         labels = self.labels
         rows = list(zip(labels.filenames, labels.split, labels.sensor_id, labels.verified, strict=True))
         parts = hashlib.sha256(repr(rows).encode())
         parts.update(labels.votes.cast.tobytes() + labels.votes.present.tobytes())
-        for content in content_digests(self.audio):
+        for content in content_digests(self.audio, memo):
             parts.update(bytes.fromhex(content))
         return parts.hexdigest()
 
@@ -98,7 +103,7 @@ def open_dataset(data: Path, splits: Sequence[str], *, skip_bad: bool = False) -
         )
     good = [row for row in range(len(labels)) if row not in faults]
     kept = Dataset(labels.of(good), tuple(path for row in good if (path := found[row]) is not None))
-    kept.labels.of_split(*splits)
+    kept.labels.of_split(*splits)  # refuses a split of which nothing is left
     return kept
 
 
@@ -133,10 +138,7 @@ def content_digests(paths: Sequence[Path], memo: Path | None = None) -> list[str
             (states[k] for k in missing), pool.map(_content_digest, [paths[k] for k in missing]), strict=True
         )
     if memo is not None and missing:
-        memo.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = memo.with_suffix(f".{os.getpid()}")
-        unfinished.write_bytes(msgspec.json.encode(known))
-        unfinished.replace(memo)
+        _write_memo(memo, known)
     return [known[state] for state in states]
 
 
@@ -147,6 +149,17 @@ def _read_memo(memo: Path | None) -> dict[str, str]:
         return msgspec.json.decode(memo.read_bytes(), type=dict[str, str])
     except (OSError, msgspec.DecodeError):
         return {}
+
+
+def _write_memo(memo: Path, known: dict[str, str]) -> None:
+    unfinished = memo.with_suffix(f".{os.getpid()}")
+    try:
+        memo.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_bytes(msgspec.json.encode(known))
+        unfinished.replace(memo)
+    except OSError:  # whoever keeps features here will say so; the digests are known all the same
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
 
 
 def _state(path: Path) -> str:

@@ -52,6 +52,7 @@ from edgetag_train.data.sounds import (
 from edgetag_train.data.store import Store
 
 _CHUNK = 25
+MEMO = "content.json"
 _LOGMEL_ROW = (N_MELS, N_FRAMES)
 _LABELS_ROW = (len(SONYC_UST.ids),)
 _PATCHES = {
@@ -170,7 +171,7 @@ def recording_windows(
     if len(labels) != len(dataset):
         raise ValueError(f"{len(labels)} rows of labels for {len(dataset)} recordings")
     n_rows = 1 + augmentation.variants
-    items = content_digests(dataset.audio, cache / "content.json")
+    items = content_digests(dataset.audio, cache / MEMO)
 
     def draw(item: int) -> list[Sound]:
         windows = [read_window(dataset.audio[item])]
@@ -213,7 +214,7 @@ def scene_windows(
         InputError: the data cannot be read or holds no event to mix `train` from, the disk has no room, or
             `embedding` is no embedding net.
     """
-    sounds = _sounds(data, split)
+    sounds = _sounds(data, split, cache / MEMO)
     if n == 0 or not sounds:
         return _no_windows(embedding)
 
@@ -229,7 +230,7 @@ def scene_windows(
     return _windows(jobs, np.array(labels.store.rows()))
 
 
-def _sounds(data: Path, split: Split) -> list[str]:
+def _sounds(data: Path, split: Split, memo: Path) -> list[str]:
     """What scenes of a split are mixed from, by content; nothing where too few clips are held out."""
     manifest = read_manifest(data / "clips")
     clips = manifest[manifest.split == split]
@@ -238,8 +239,8 @@ def _sounds(data: Path, split: Split) -> list[str]:
         return []
     if is_background.all():
         raise InputError(f"{data / 'clips'} holds no event of split {split!r} to mix scenes from")
-    streets = [open_dataset(data, [split]).digest()] if split == "train" else []
-    contents = content_digests([data / "clips" / path for path in clips.path])
+    streets = [open_dataset(data, [split]).digest(memo)] if split == "train" else []
+    contents = content_digests([data / "clips" / path for path in clips.path], memo)
     rows = zip(clips.coarse, clips.fine, clips.recording_id, contents, strict=True)
     return [*map(" ".join, rows), *streets]
 

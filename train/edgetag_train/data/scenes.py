@@ -131,7 +131,7 @@ def merge(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]
     return np.where(either == 1, either, a + b)
 
 
-def _by_tag(events: tuple[Sound, ...]) -> dict[str, list[list[Sound]]]:
+def _by_tag(events: Sequence[Sound]) -> dict[str, list[list[Sound]]]:
     """Events by coarse id, grouped by fine tag (all those of unknown fine tag together).
 
     A clip that holds several categories stands under each.

@@ -5,7 +5,7 @@ Everything is mono float32 at 44.1 kHz. Labels are one row per sound in taxonomy
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,7 +20,7 @@ from edgetag.contract.frontend import SAMPLE_RATE_HZ, WINDOW_SAMPLES
 from edgetag.contract.taxonomy import SONYC_UST
 from edgetag.dsp.resample import resample
 from edgetag_train.data.annotations import read_annotations
-from edgetag_train.data.dataset import TABLE, dataset_folder, open_dataset
+from edgetag_train.data.dataset import TABLE, Dataset, dataset_folder, open_dataset
 
 Split = Literal["train", "validate"]
 INDEX = {id: k for k, id in enumerate(SONYC_UST.ids)}
@@ -49,9 +49,9 @@ class Sound:
 class Library:
     """All that scenes of one split are mixed from."""
 
-    events: tuple[Sound, ...]
-    backgrounds: tuple[Sound, ...]
-    recordings: tuple[Sound, ...]
+    events: Sequence[Sound]
+    backgrounds: Sequence[Sound]
+    recordings: Sequence[Sound]
 
 
 def absent() -> NDArray[np.float32]:
@@ -156,20 +156,36 @@ def read_window(path: Path) -> NDArray[np.float32]:
     return np.resize(samples, WINDOW_SAMPLES)
 
 
-def read_recordings(data: Path, split: str) -> tuple[Sound, ...]:
-    """Annotated street recordings of a dataset folder, each cut or repeated to one window.
+class Recordings(Sequence[Sound]):
+    """Annotated street recordings, each cut or repeated to one window; read when asked for, and not kept.
 
     A category known to be absent makes its fine tags absent; a single fine tag copies its category.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+        self._labels = [complete(row) for row in dataset.labels.binary()]
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, number: int) -> Sound:
+        """Read one. Slices are not asked for.
+
+        Raises:
+            InputError: the recording is damaged.
+        """
+        sensor_id = self._dataset.labels.sensor_id[number]
+        return Sound(read_window(self._dataset.audio[number]), self._labels[number], f"sensor {sensor_id}")
+
+
+def read_recordings(data: Path, split: str) -> tuple[Sound, ...]:
+    """All `Recordings` of a split of a dataset folder, in memory.
 
     Raises:
         InputError: the table or a recording cannot be read.
     """
-    dataset = open_dataset(data, [split])
-    labels = dataset.labels
-    return tuple(
-        Sound(read_window(path), complete(row), f"sensor {sensor}")
-        for path, row, sensor in zip(dataset.audio, labels.binary(), labels.sensor_id, strict=True)
-    )
+    return tuple(Recordings(open_dataset(data, [split])))
 
 
 def complete(labels: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -184,9 +200,15 @@ def complete(labels: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def read_library(data: Path, split: Split) -> Library:
-    """The clips of `data/clips` and the recordings of `data` (or `data/sonyc`) that belong to `split`."""
+    """The clips of `data/clips` and the recordings of `data` (or `data/sonyc`) that belong to `split`.
+
+    Clips are held in memory; recordings, of which a dataset may have tens of gigabytes, are not.
+
+    Raises:
+        InputError: a table or a clip cannot be read, or a recording is missing.
+    """
     events, backgrounds = read_clips(data / "clips", split)
-    return Library(events, backgrounds, read_recordings(data, split))
+    return Library(events, backgrounds, Recordings(open_dataset(data, [split])))
 
 
 def describe(data: Path) -> dict[str, object]:

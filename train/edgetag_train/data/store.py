@@ -1,8 +1,8 @@
 """Rows that were computed once and are kept on disk, found again by what they were computed from.
 
-A store is the folder `<kind>-<hash of the parameters>/<hash of the items>`: `rows.npy`, `done.npy` (one byte an
-item, written after its rows), `items.json`, and `made_from.json` for people. Rows are written to the file, not
-through a memory map: on a full disk a map dies of SIGBUS, a write says what is wrong.
+A store is the folder `<kind>-<hash of the parameters>/<hash of the items>`: `rows.npy`, `done.npy` (a byte
+an item, written after its rows), `items.json`, and `made_from.json` for people. Rows are written to the file,
+not through a memory map: on a full disk a map dies of SIGBUS, a write says what is wrong.
 """
 
 import errno
