@@ -220,6 +220,18 @@ def test_no_positive_at_all(tmp_path: Path) -> None:
     assert "nan" not in text_of(found).lower().split()
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [[], [{}], [{"rate": 0.0}], [{"loss": None}, {"rate": 0.0}], [{"validation_loss": None, "event": None}]],
+)
+def test_odd_histories(tmp_path: Path, changes: list[dict[str, Any]]) -> None:
+    """No epoch, one epoch, a rate that fell to zero, a loss that was no number: all of them are drawn."""
+    run = make_run(tmp_path / "run")
+    lines = [epoch | change for epoch, change in zip(epochs("branch-1"), changes, strict=False)]
+    (run / "history.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    assert ("Training of branch-1 in run" in page([run], tmp_path / "report.html")) == bool(changes)
+
+
 # -- the two forms ----------------------------------------------------------------------------------------
 
 
@@ -245,7 +257,7 @@ def test_same_runs_same_bytes(tmp_path: Path) -> None:
 def test_hostile_names_are_text(tmp_path: Path) -> None:
     """Whatever a run's files say is shown as it is, and never becomes markup."""
     evil = "<script>alert(1)</script>|`*[x](http://evil)"
-    run = make_run(tmp_path / "run<b>", recipe=evil, overrides=(f"name={evil}",), systems=("so<i>me",))
+    run = make_run(tmp_path / "run<b>", recipe=evil, overrides=(f"name={evil}",), systems=("so<i>me$^$",))
     found = page([run], tmp_path / "report.html")
     assert "<script" not in found
     assert "<i>" not in found

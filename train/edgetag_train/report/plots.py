@@ -99,9 +99,10 @@ def training(net: str, epochs: Sequence[Epoch]) -> bytes:
     panels[-1].step(
         [epoch.epoch for epoch in epochs], [epoch.rate for epoch in epochs], color=GREY, where="mid"
     )
-    panels[-1].set(yscale="log", ylabel="rate", xlabel="epoch")
+    scale = "log" if any(epoch.rate > 0 for epoch in epochs) else "linear"
+    panels[-1].set(yscale=scale, ylabel="rate", xlabel="epoch")
     panels[-1].xaxis.get_major_locator().set_params(integer=True)
-    panels[0].set_title(net)
+    panels[0].set_title(_plain(net))
     _marks(panels, epochs)
     return _svg(figure)
 
@@ -154,7 +155,7 @@ def confusion_shares(truth: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray,
 def confusion(title: str, shares: np.ndarray, n_present: np.ndarray) -> bytes:
     """`confusion_shares` in percent: recalls in blue on the diagonal, false alarms in orange beside it."""
     figure = Figure(figsize=(5.4, 4.4), layout="constrained")
-    figure.suptitle(textwrap.fill(title, TITLE_WIDTH), x=0.01, ha="left", size=9.5)
+    figure.suptitle(textwrap.fill(_plain(title), TITLE_WIDTH), x=0.01, ha="left", size=9.5)
     axes = figure.add_subplot(xlabel="named", ylabel="present (recordings)", aspect="equal", anchor="N")
     for row, column in np.ndindex(shares.shape):
         _share(axes, row, column, shares[row, column], n_present[row])
@@ -181,6 +182,11 @@ def _share(axes: Axes, row: int, column: int, share: float, n_present: int) -> N
         axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", color=colour, weight=weight)
     elif row == column:
         axes.text(column, row, "–" if n_present else "none", ha="center", va="center", color=GREY, fontsize=7)
+
+
+def _plain(text: str) -> str:
+    """Text without mathematics: names come from files."""
+    return text.replace("$", r"\$")
 
 
 def _svg(figure: Figure) -> bytes:

@@ -70,9 +70,9 @@ class Epoch(msgspec.Struct, frozen=True):
 
     net: str
     epoch: int
-    loss: float
     rate: float
     seconds: float
+    loss: float | None = None
     validation_loss: float | None = None
     coarse_micro_auprc: float | None = None
     fine_micro_auprc: float | None = None
