@@ -1,174 +1,312 @@
 """From recordings to a bundle that a sensor loads, on a dataset small enough to train in seconds."""
 
-import csv
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
-import soundfile
 import torch
+from torch import nn
 
 from edgetag import Tagger
 from edgetag.contract.errors import InputError
 from edgetag.contract.taxonomy import SONYC_UST
-from edgetag.dsp.logmel import LogMel
-from edgetag_train.data.annotations import read_annotations
-from edgetag_train.data.features import Windows, mix_scenes
-from edgetag_train.data.scenes import SceneMixer
-from edgetag_train.data.sounds import read_library, read_recordings
-from edgetag_train.evaluate import report, score_bundle
+from edgetag_train.data.training import TrainingData, prepare
+from edgetag_train.embedding import export_embedding, read_embedding
+from edgetag_train.evaluate import SCENES, bundle_scores, report, run_scores, score_bundle, systems
 from edgetag_train.export import export_run, prior_shift
-from edgetag_train.fit.loop import fit, masked_loss, positive_weight
-from edgetag_train.fit.system import examples, fit_system, load_net, outputs
-from edgetag_train.recipe import Fit, Recipe, read_recipe
+from edgetag_train.fit.system import chosen_root, examples, fit_system, load_net, outputs, read_run
+from edgetag_train.recipe import Recipe, read_recipe
+from fakes_dataset import write_clips, write_streets
 
-RATE_HZ = 44_100
 NAN = np.nan
+SMALL = (
+    "data={seed: 1, n_scenes: 24, n_validation_scenes: 0}",
+    *("root.table=2", "root.precision=float32", "root.epochs=2", "root.batch=8"),
+    *("branch.epochs=2", "branch.batch=8"),
+)
+ABOUT = {"version": "1", "licence": "MIT", "summary": "tiny"}
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Clips of a siren, an engine and a dog (tones), noise behind them, four annotated street recordings."""
     folder = tmp_path_factory.mktemp("data")
-    rng = np.random.default_rng(0)
-    rows = []
-    clips = [
-        ("5_alert-signal", "siren", 900),
-        ("1_engine", "large-sounding-engine", 80),
-        ("8_dog", "dog-barking-whining", 400),
-    ]
-    for coarse, fine, hz in clips:
-        rows.append((f"{fine}.wav", coarse, fine, fine))
-        _write(folder / "clips" / f"{fine}.wav", np.sin(2 * np.pi * hz * np.arange(2 * RATE_HZ) / RATE_HZ))
-    rows.append(("hiss.wav", "background", "hiss", "hiss"))
-    _write(folder / "clips" / "hiss.wav", rng.normal(0, 0.1, 3 * RATE_HZ))
-    with (folder / "clips" / "manifest.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "coarse", "fine", "recording_id", "licence", "source_repo"])
-        writer.writerows([(*row, "CC0 1.0", "made here") for row in rows])
-    _write_streets(folder / "sonyc", rng)
+    write_clips(folder / "clips")
+    write_streets(folder / "sonyc")
     return folder
 
 
-def _write_streets(folder: Path, rng: np.random.Generator) -> None:
-    labels = [f"{SONYC_UST.tags[id].label}_presence" for id in SONYC_UST.ids]
-    (folder / "audio").mkdir(parents=True)
-    with (folder / "annotations.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["split", "sensor_id", "audio_filename", "annotator_id", *labels])
-        for k, split in enumerate(["train", "train", "validate", "validate"]):
-            votes = [1 if id == ("1", "5")[k % 2] else 0 if "-" not in id else -1 for id in SONYC_UST.ids]
-            writer.writerow([split, k, f"{k}.wav", 0, *votes])
-            _write(folder / "audio" / f"{k}.wav", rng.normal(0, 0.05, 10 * RATE_HZ))
-
-
-def _write(path: Path, samples: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, samples.astype(np.float32), RATE_HZ)
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(scope="module")
 def recipe() -> Recipe:
-    fast = {"table": 2, "epochs": 1, "batch": 8}
-    stated = {"name": "tiny", "seed": 1, "n_scenes": 32, "scenes": {}, "root": fast, "branch": fast}
-    return msgspec.convert(stated, Recipe)
+    return read_recipe("hierarchical2_cnn", SMALL)
 
 
 @pytest.fixture(scope="module")
-def run(data: Path, recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prepared(data: Path, cache: Path, recipe: Recipe) -> TrainingData:
+    return prepare(recipe.data, data, cache)
+
+
+@pytest.fixture(scope="module")
+def run(prepared: TrainingData, recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run")
-    fit_system(recipe, data, out)
+    fit_system(recipe, prepared, out)
     return out
 
 
-def test_scene_k_is_drawn_from_seed_plus_k(data: Path, run: Path, recipe: Recipe) -> None:
-    """However many processes mixed them: drawn alone, a scene is the same."""
-    windows = mix_scenes(data, run / "scenes", recipe.scenes, n_scenes=32, seed=1)
-    mixer = SceneMixer(read_library(data, "train"), recipe.scenes)
-    for k in (0, 26, 31):
-        samples, labels = mixer.scene(1 + k)
-        np.testing.assert_array_equal(windows.logmel[k], LogMel()(samples).astype(np.float16))
-        np.testing.assert_array_equal(windows.labels[k], labels)
-
-
-def test_scenes_are_mixed_again_when_the_data_changes(data: Path, run: Path, recipe: Recipe) -> None:
-    """Another table is other data; the same is not mixed twice."""
-    kept = (run / "scenes" / "logmel.npy").stat().st_mtime_ns
-    mix_scenes(data, run / "scenes", recipe.scenes, n_scenes=32, seed=1)
-    assert (run / "scenes" / "logmel.npy").stat().st_mtime_ns == kept
-    stamp = (run / "scenes" / "scenes.txt").read_text()
-    table = data / "clips" / "manifest.csv"
-    text = table.read_text()
-    table.write_text(text + "hiss.wav,background,hiss,another,CC0 1.0,made here\n")
-    mix_scenes(data, run / "scenes", recipe.scenes, n_scenes=32, seed=1)
-    assert (run / "scenes" / "scenes.txt").read_text() != stamp
-    table.write_text(text)
-    mix_scenes(data, run / "scenes", recipe.scenes, n_scenes=32, seed=1)
+def test_a_run_directory_says_what_it_was_made_from(run: Path, recipe: Recipe) -> None:
+    """Recipe, versions, data; each checkpoint holds them, too; the history has every epoch."""
+    found = read_run(run)
+    assert found.recipe == recipe
+    assert found.provenance["data"]["train"] == {"recordings": 2, "scenes": 24, "windows": 26}
+    assert found.provenance["data"]["validation"]["windows"] == 2
+    stored = torch.load(found.net_path("root-coarse"), weights_only=True)
+    assert stored["provenance"] == found.provenance
+    assert msgspec.convert(stored["recipe"], Recipe) == recipe
+    lines = [msgspec.json.decode(line) for line in (run / "history.jsonl").read_bytes().splitlines()]
+    assert [(line["net"], line["epoch"]) for line in lines if line["net"] == "root"] == [
+        ("root", 1),
+        ("root", 2),
+    ]
+    assert not list(run.glob("*.partial"))
 
 
 def test_branches_without_an_example_are_left_out(run: Path) -> None:
     """Only engines and alert signals have a kind here; nobody trains a saw branch on nothing."""
-    assert {path.name for path in run.glob("*.pt")} == {"root.pt", "branch-1.pt", "branch-5.pt"}
+    names = {"root-coarse.pt", "root-fine.pt", "branch-1.pt", "branch-5.pt"}
+    assert {path.name for path in run.glob("*.pt")} == names
 
 
 def test_a_run_exports_to_a_bundle_that_says_the_same(
-    data: Path, run: Path, recipe: Recipe, tmp_path: Path
+    data: Path, cache: Path, run: Path, prepared: TrainingData, tmp_path: Path
 ) -> None:
     """fp32 nets equal torch's to 1e-4; int8 is near; the manifest states data, recipe and figures."""
     bundle = tmp_path / "bundle"
-    export_run(run, data, bundle, ("fp32", "int8"), {"version": "1", "licence": "MIT", "summary": "tiny"})
+    export_run(run, data, bundle, ("fp32", "int8"), ABOUT, cache=cache)
     fp32, int8 = Tagger.load(bundle, "fp32"), Tagger.load(bundle, "int8")
-    windows = mix_scenes(data, run / "scenes", recipe.scenes, n_scenes=32, seed=1)
-    logmel = windows.logmel[:1].astype(np.float32)[None]
-    street = np.array([sound.labels for sound in read_recordings(data / "sonyc", "train")])
-    shift = torch.from_numpy(prior_shift(windows.labels, street, SONYC_UST.ids))
+    logmel = prepared.train.logmel[:1].astype(np.float32)[None]
+    street = prepared.train.labels[:2]
+    shift = torch.from_numpy(prior_shift(prepared.train.labels, street, SONYC_UST.ids))
     with torch.inference_mode():
-        expected = torch.sigmoid(load_net(run, "root", recipe.root)(torch.from_numpy(logmel)) + shift).numpy()
+        net = load_net(read_run(run), "root-coarse")
+        expected = torch.sigmoid(net(torch.from_numpy(logmel)) + shift).numpy()
     np.testing.assert_allclose(fp32.bundle.root({"logmel": logmel}), expected, atol=1e-4)
     np.testing.assert_allclose(int8.bundle.root({"logmel": logmel}), expected, atol=0.1)
     manifest = fp32.bundle.manifest
     assert set(manifest.branches) == {"1", "5"}
+    assert manifest.cascade.policy == "threshold"
     assert manifest.training["data"]["clip_licences"] == {"CC0 1.0": 4}
     assert manifest.metrics == score_bundle(int8, data, "validate") | {"held_out_clips": {}}
 
 
-def test_a_run_of_another_recipe_is_not_overwritten(data: Path, run: Path, recipe: Recipe) -> None:
-    """Two recipes never share a folder."""
+def test_a_run_and_its_bundle_score_alike(data: Path, cache: Path, tmp_path: Path) -> None:
+    """The same nets under the same cascade, once in torch on the cache, once as a sensor runs them."""
+    recipe = read_recipe("hierarchical2_cnn", (*SMALL, "data.n_scenes=0"))
+    fit_system(recipe, prepare(recipe.data, data, cache), tmp_path / "run")
+    policy = recipe.cascade.policy
+    export_run(tmp_path / "run", data, tmp_path / "bundle", ("fp32",), ABOUT, cache=cache, policy=policy)
+    [scored] = run_scores(read_run(tmp_path / "run"), data, "validate", cache, None).values()
+    published = bundle_scores(Tagger.load(tmp_path / "bundle"), data, "validate")
+    assert published.filenames == scored.filenames
+    np.testing.assert_array_equal(published.truth, scored.truth)
+    np.testing.assert_allclose(published.scores, scored.scores, atol=2e-3)  # the cache holds 16 bits
+
+
+def test_a_run_without_branches_is_two_systems(
+    data: Path, cache: Path, prepared: TrainingData, tmp_path: Path
+) -> None:
+    """CNN+VGGish1 and 2: the best coarse and the best fine checkpoint of one run."""
+    recipe = read_recipe("cnn", SMALL[:5])
+    fit_system(recipe, prepared, tmp_path)
+    run = read_run(tmp_path)
+    assert systems(run) == {"cnn1": ("root-coarse", []), "cnn2": ("root-fine", [])}
+    scored = run_scores(run, data, "validate", cache, None)
+    assert scored["cnn1"].scores.shape == (2, 37)
+    with pytest.raises(InputError, match="too few clips"):
+        run_scores(run, data, SCENES, cache, None)
+
+
+def test_another_runs_root_is_taken_if_it_is_the_same(
+    prepared: TrainingData, run: Path, recipe: Recipe, tmp_path: Path
+) -> None:
+    """Byte for byte, history and all; not with another seed, not from other data."""
+    third = msgspec.structs.replace(recipe, name="third", root_checkpoint="fine")
+    fit_system(third, prepared, tmp_path / "third", root=run)
+    assert (tmp_path / "third" / "root-fine.pt").read_bytes() == (run / "root-fine.pt").read_bytes()
+    assert chosen_root(read_run(tmp_path / "third").recipe) == "root-fine"
+    with pytest.raises(InputError, match="another seed"):
+        fit_system(msgspec.structs.replace(third, seed=7), prepared, tmp_path / "seed", root=run)
+    other = TrainingData(prepared.train, {"digest": "other"}, None)
+    with pytest.raises(InputError, match="other data"):
+        fit_system(third, other, tmp_path / "data", root=run)
+
+
+def test_a_run_is_not_overwritten(prepared: TrainingData, run: Path, recipe: Recipe) -> None:
+    """Not without --resume; not with another recipe, other data or another embedding."""
+    with pytest.raises(InputError, match="--resume"):
+        fit_system(recipe, prepared, run)
     with pytest.raises(InputError, match="another recipe"):
-        fit_system(msgspec.structs.replace(recipe, seed=2), data, run)
+        fit_system(msgspec.structs.replace(recipe, seed=2), prepared, run, resume=True)
+    other = TrainingData(prepared.train, prepared.about | {"digest": "another"}, prepared.validation)
+    with pytest.raises(InputError, match="other data"):
+        fit_system(recipe, other, run, resume=True)
 
 
-def test_a_finished_run_is_not_trained_again(data: Path, run: Path, recipe: Recipe) -> None:
-    """An interrupted run goes on where it stopped; a finished one has nothing left to do."""
-    before = (run / "root.pt").read_bytes()
-    fit_system(recipe, data, run)
-    assert (run / "root.pt").read_bytes() == before
+def test_a_finished_run_is_not_trained_again(prepared: TrainingData, run: Path, recipe: Recipe) -> None:
+    """Gone on with, it has nothing left to do."""
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    fit_system(recipe, prepared, run, resume=True)
+    assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
 
 
-def test_one_seed_gives_one_net(run: Path, data: Path, recipe: Recipe) -> None:
-    """Two fits with one seed have bit-identical weights."""
-    windows = mix_scenes(data, run / "scenes", recipe.scenes, n_scenes=32, seed=1)
-    rows, columns = examples(windows, "root"), np.arange(37)
-    nets = [fit(windows, rows, columns, recipe.root, seed=5, on_epoch=lambda *_: None) for _ in range(2)]
-    for a, b in zip(nets[0].state_dict().values(), nets[1].state_dict().values(), strict=True):
-        assert torch.equal(a, b)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_run_goes_on_to_the_same_weights(
+    data: Path, cache: Path, run: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    """A real process, signalled in the middle: exit code 128 + signal, one sentence, and --resume ends with
+    the weights and the history of a run that nobody stopped."""
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        _fit(data, cache, out), stderr=subprocess.PIPE, text=True, **_default_signals()
+    )
+    _wait_for(out / "history.jsonl", process)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=120)
+    if process.returncode != 0:  # else it was faster
+        assert process.returncode == 128 + number
+        assert "--resume" in said.splitlines()[-1]
+        assert "Traceback" not in said
+        assert list(out.glob("*.partial"))
+    subprocess.run(_fit(data, cache, out, "--resume"), check=True, capture_output=True, timeout=240)
+    for path in run.glob("*.pt"):
+        weights = [torch.load(folder / path.name, weights_only=True)["weights"] for folder in (run, out)]
+        assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    histories = [_untimed(folder / "history.jsonl") for folder in (run, out)]
+    assert histories[0] == histories[1]
 
 
-def test_unknown_labels_add_nothing_to_the_loss() -> None:
-    """The mean is over what is known; a wholly unknown batch costs nothing."""
-    logits = torch.tensor([[2.0, -1.0]])
-    weight = torch.ones(2)
-    both = masked_loss(logits[:, :1], torch.tensor([[1.0]]), torch.ones(1))
-    assert torch.equal(masked_loss(logits, torch.tensor([[1.0, NAN]]), weight), both)
-    assert masked_loss(logits, torch.full((1, 2), NAN), weight) == 0
+def _fit(data: Path, cache: Path, out: Path, *options: str) -> list[str]:
+    overrides = [part for override in SMALL for part in ("--set", override)]
+    command = [sys.executable, "-c", "from edgetag.cli import main; main()", "train", "fit"]
+    where = ["--data", str(data), "--cache", str(cache), "--out", str(out), "--device", "cpu"]
+    return [*command, "hierarchical2_cnn", *where, *overrides, *options]
 
 
-def test_positive_weights_are_the_smoothed_ratio() -> None:
-    """(negatives/positives) ** smoothing; 1 where a tag has no positive, no negative, or smoothing is off."""
-    labels = np.array([[1, 0, 1], [0, 0, 1], [0, 0, 1], [0, NAN, NAN]], np.float32)
-    assert positive_weight(labels, 1.0).tolist() == [3.0, 1.0, 1.0]
-    assert positive_weight(labels, 0.0).tolist() == [1.0, 1.0, 1.0]
+def _default_signals() -> dict[str, object]:
+    """A test that runs in the background ignores SIGINT, and so would its children."""
+    return {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
+
+
+def _wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def _untimed(history: Path) -> list[dict[str, object]]:
+    lines = [msgspec.json.decode(line) for line in history.read_bytes().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+def test_a_branch_learns_from_its_own_category(prepared: TrainingData) -> None:
+    """Or, with the dummy output, from every window whose kind is known: those of other categories are "not
+    this category" and none of its kinds."""
+    own = examples(prepared.train, "branch-5")
+    everything = examples(prepared.train, "branch-5", dummy=True)
+    assert own.targets.shape == (len(own), 5)
+    assert everything.targets.shape == (len(everything), 6)
+    assert len(everything) > len(own) > 0
+    others = everything.targets[:, -1] == 1
+    assert others.sum() == len(everything) - len(own)
+    assert not everything.targets[others, :-1].any()
+    np.testing.assert_array_equal(everything.targets[~others, :-1], own.targets)
+
+
+def test_the_dummy_output_is_dropped(
+    prepared: TrainingData, recipe: Recipe, run: Path, tmp_path: Path
+) -> None:
+    """A branch trained with it says as much as one trained without."""
+    dummy = msgspec.structs.replace(recipe, branch_negatives="dummy")
+    fit_system(dummy, prepared, tmp_path, root=run)
+    stored = torch.load(tmp_path / "branch-5.pt", weights_only=True)["weights"]
+    net = load_net(read_run(tmp_path), "branch-5")
+    assert stored["classifier.7.bias"].shape == (6,)
+    assert net.classifier[-1].bias.shape == (5,)
+    assert torch.equal(net.classifier[-1].weight, stored["classifier.7.weight"][:5])
+
+
+def test_soft_labels_are_the_share_of_votes(tmp_path: Path, cache: Path) -> None:
+    """Two of three annotators: 0.67 for training, 1 for an agreement of a half, 0 for three quarters."""
+    write_streets(tmp_path, splits=("train", "train", "validate"))
+    table = tmp_path / "annotations.csv"
+    header, first, *rest = table.read_text().splitlines()
+    split, sensor, name, _, *votes = first.split(",")
+    voters = [",".join([split, sensor, name, str(who), *votes]) for who in (1, 2)]
+    voters.append(",".join([split, sensor, name, "3", *["0"] * len(votes)]))
+    table.write_text("\n".join([header, *voters, *rest]) + "\n")
+    engine = []
+    for override in ("data.soft=true", "data.agreement=0.5", "data.agreement=0.75"):
+        settings = read_recipe("cnn", ("data.augmentation.variants=0", override)).data
+        engine.append(float(prepare(settings, tmp_path, cache).train.labels[0, 0]))
+    assert engine == [pytest.approx(2 / 3), 1.0, 0.0]
+
+
+def test_an_empty_split_is_one_sentence(tmp_path: Path, cache: Path) -> None:
+    """No validation recordings: named, with the splits there are."""
+    write_streets(tmp_path, splits=("train", "train"))
+    with pytest.raises(InputError, match=r"validate.*train"):
+        prepare(read_recipe("cnn").data, tmp_path, cache)
+
+
+@pytest.fixture(scope="module")
+def small_embedding(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A net with VGGish's contract that takes the mean of every band: fast to make."""
+
+    class Means(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix = nn.Linear(64, 128)
+
+        def forward(self, patches: torch.Tensor) -> torch.Tensor:
+            return (self.mix(patches.mean(dim=1)) * 10 + 128).clamp(0, 255)
+
+    torch.manual_seed(0)
+    out = tmp_path_factory.mktemp("embedding")
+    calibration = np.random.default_rng(0).normal(-2, 2, (4, 10, 96, 64)).astype(np.float32)
+    export_embedding(Means(), out, kind="means", source="made here", calibration=calibration)
+    return out
+
+
+def test_a_system_with_an_embedding_goes_all_the_way(
+    data: Path, cache: Path, small_embedding: Path, tmp_path: Path
+) -> None:
+    """Fitted, scored, exported, and asked as a sensor asks it: the embedding travels in the bundle."""
+    recipe = read_recipe("hierarchical2", SMALL)
+    embedding = read_embedding(small_embedding)
+    made = prepare(recipe.data, data, cache, embedding=embedding.paths["fp32"])
+    fit_system(recipe, made, tmp_path / "run", embedding=embedding)
+    run = read_run(tmp_path / "run")
+    assert run.provenance["embedding"]["kind"] == "means"
+    [scored] = run_scores(run, data, "validate", cache, embedding.paths["fp32"]).values()
+    assert np.isfinite(scored.scores).all()
+    bundle = tmp_path / "bundle"
+    export_run(run.path, data, bundle, ("fp32", "int8"), ABOUT, cache=cache, embedding=embedding)
+    for variant in ("fp32", "int8"):
+        tagger = Tagger.load(bundle, variant)
+        assert tagger.bundle.manifest.fusion == "concat"
+        assert tagger.bundle.embedding is not None
+    with pytest.raises(InputError, match="--embedding"):
+        export_run(run.path, data, tmp_path / "other", ("int8",), ABOUT, cache=cache)
 
 
 def test_the_prior_shift_is_bayes_rule() -> None:
@@ -187,13 +325,6 @@ def test_a_few_streets_move_the_prior_a_little() -> None:
     np.testing.assert_allclose(np.exp(shift), [5 / 7], rtol=1e-3)
 
 
-def test_a_loss_that_is_no_number_stops_with_the_step(recipe: Recipe) -> None:
-    """Nothing is trained on NaN features."""
-    windows = Windows(np.full((8, 128, 862), NAN, np.float16), np.ones((8, 37), np.float32))
-    with pytest.raises(FloatingPointError, match="epoch 1, step 1"):
-        fit(windows, np.arange(8), np.arange(37), recipe.root, seed=0, on_epoch=lambda *_: None)
-
-
 def test_the_report_counts_what_was_named() -> None:
     """Two of three tags named; one of two recordings mostly named."""
     truth, scores = np.zeros((2, 37), np.float32), np.zeros((2, 37), np.float32)
@@ -204,39 +335,7 @@ def test_the_report_counts_what_was_named() -> None:
     assert (found["named"], found["mostly_named"]) == (round(2 / 3, 4), 0.5)
 
 
-@pytest.mark.parametrize(
-    ("text", "sentence"),
-    [
-        ("name: x\ncolour: red\n", "colour|required"),
-        ("{", "recipe"),
-        ("- 1\n", "recipe"),
-        (None, "those that ship: starter"),
-    ],
-)
-def test_a_recipe_that_is_none_is_refused(tmp_path: Path, text: str | None, sentence: str) -> None:
-    """Unknown keys, broken YAML and missing files are one sentence each."""
-    if text is not None:
-        (tmp_path / "recipe.yaml").write_text(text)
-    with pytest.raises(InputError, match=sentence):
-        read_recipe(str(tmp_path / "recipe.yaml"))
-
-
-def test_recipes_that_ship_are_recipes() -> None:
-    """`starter` reads; its root is Table 1, its branches Table 2."""
-    recipe = read_recipe("starter")
-    assert (recipe.root.table, recipe.branch.table) == (1, 2)
-    assert isinstance(recipe.root, Fit)
-
-
 def test_outputs_follow_the_taxonomy() -> None:
     """Root: every tag. Branch: its category's."""
     assert outputs("root") == SONYC_UST.ids
     assert outputs("branch-4") == ("4-1", "4-2", "4-3", "4-X")
-
-
-def test_the_table_reads_back(data: Path) -> None:
-    """The street recordings written above are what the reader finds."""
-    assert read_annotations(data / "sonyc" / "annotations.csv").of_split("validate").filenames == (
-        "2.wav",
-        "3.wav",
-    )

@@ -159,7 +159,8 @@ def write_bundle(
     golden = {variant: _golden_feed(pcm, embedding, variant) for variant in variants}
     nets: dict[str, Net] = {}
     expected: dict[str, NDArray[np.float32]] = {}
-    for name, source in {ROOT: root} | {name: name for name in branches_of(run)}.items():
+    sources = {ROOT: root} | {name: name for name in branches_of(run)}
+    for name, source in sources.items():
         net = load_net(run, source)
         shift = np.zeros(len(outputs(name)), np.float32)
         if name == ROOT and len(street):  # a branch speaks of windows that its category is in
