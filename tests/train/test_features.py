@@ -1,6 +1,7 @@
 """Windows on disk: the same however they came about, found again by content, never half there."""
 
 import csv
+import errno
 import fcntl
 import os
 import shutil
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -467,6 +469,21 @@ def test_a_disk_that_fills_loses_nothing(data: Path, small_disk: Path) -> None:
             other.write(bytes(4_000_000))
         store.write(1, np.ones(100_000, np.float32))
     np.testing.assert_array_equal(store.rows()[1], np.ones(100_000))
+
+
+def test_a_file_system_that_reserves_nothing(data: Path, tmp_path: Path) -> None:
+    """The same rows; too little room is found by asking."""
+
+    def unsupported(*_: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", unsupported)
+        found = of_recordings(data, tmp_path / "cache")
+        patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1_000_000))
+        with pytest.raises(InputError, match=r"need 1\.3 MB and .* has 1\.0 MB free; .*--cache"):
+            of_scenes(data, tmp_path / "cache", n=6)
+    assert equal(found, of_recordings(data, tmp_path / "fresh"))
 
 
 def test_a_folder_that_cannot_be_written(data: Path, tmp_path: Path) -> None:

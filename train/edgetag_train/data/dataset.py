@@ -167,7 +167,7 @@ def _state(path: Path) -> str:
         state = path.stat()
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})") from error
-    return f"{path.resolve()} {state.st_size} {state.st_mtime_ns}"
+    return f"{path.absolute()} {state.st_size} {state.st_mtime_ns}"
 
 
 def _content_digest(path: Path) -> str:

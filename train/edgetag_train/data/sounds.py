@@ -6,6 +6,7 @@ Everything is mono float32 at 44.1 kHz. Labels are one row per sound in taxonomy
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -108,9 +109,11 @@ def read_clips(folder: Path, split: Split) -> tuple[tuple[Sound, ...], tuple[Sou
         InputError: no manifest, a column or value is missing or unknown, or a clip cannot be read.
     """
     manifest = read_manifest(folder)
+    clips = manifest[manifest.split == split]
+    with ThreadPoolExecutor() as pool:  # decoding and resampling leave Python's lock to others
+        heard = list(pool.map(read_mono, [folder / path for path in clips.path]))
     events, backgrounds = [], []
-    for clip in manifest[manifest.split == split].itertuples():
-        samples = read_mono(folder / clip.path)
+    for clip, samples in zip(clips.itertuples(), heard, strict=True):
         if clip.coarse == BACKGROUND:
             backgrounds.append(Sound(samples, absent(), clip.recording_id))
         else:

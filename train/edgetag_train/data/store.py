@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 import numpy as np
@@ -194,16 +194,21 @@ def _mapped(path: Path) -> NDArray[Any]:
 
 def _allocate(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     """A .npy file whose every block is there, so that no later write can find the disk full."""
+    n_bytes = int(np.prod(shape)) * dtype.itemsize
     with path.open("wb") as file:
         header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
         file.flush()
-        n_bytes = int(np.prod(shape)) * dtype.itemsize
         try:
             os.posix_fallocate(file.fileno(), 0, file.tell() + n_bytes)
         except OSError as error:
             if error.errno not in _NO_FALLOCATE:
                 raise
-            if shutil.disk_usage(path.parent).free < n_bytes:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
-            file.truncate(file.tell() + n_bytes)
+            _grow(file, n_bytes)
+
+
+def _grow(file: BinaryIO, n_bytes: int) -> None:
+    """The best there is on a file system that cannot reserve blocks: look whether there are as many."""
+    if shutil.disk_usage(file.name).free < n_bytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
+    file.truncate(file.tell() + n_bytes)
