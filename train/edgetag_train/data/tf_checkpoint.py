@@ -141,15 +141,20 @@ def _joined(name: str, shape: tuple[int, ...], slices: list[Message]) -> NDArray
         raise ValueError(f"tensor {name!r} of shape {shape} has {n_values} values")
     tensor = np.full(shape, np.nan, np.float32)
     for where, values in parts:
+        if tensor[where].size != len(values):
+            raise ValueError(f"a slice {tensor[where].shape} of tensor {name!r} has {len(values)} values")
         tensor[where] = values.reshape(tensor[where].shape)
     return tensor
 
 
 def _extents(stated: Message, shape: tuple[int, ...]) -> tuple[slice, ...]:
     """A `TensorSliceProto`: start and length in each dimension, all of it where there is no length."""
+    extents = stated.messages(1)
+    if len(extents) != len(shape):
+        raise ValueError(f"a slice of {len(extents)} dimensions, of a tensor of {len(shape)}")
     return tuple(
         slice(start := extent.integer(1), start + extent.integer(2) if 2 in extent else n)
-        for extent, n in zip(stated.messages(1), shape, strict=True)
+        for extent, n in zip(extents, shape, strict=True)
     )
 
 

@@ -106,8 +106,8 @@ def read_vggish(weights: Path, pca: Path) -> Vggish:
     """
     net = _without_values()
     shapes = {key: tuple(tensor.shape) for key, tensor in net.state_dict().items()}
-    state = _chosen(weights, {key: shapes[key] for key in shapes if key not in _PCA_KEYS})
-    state |= _chosen(pca, {key: shapes[key] for key in _PCA_KEYS})
+    state = _chosen(pca, {key: shapes[key] for key in _PCA_KEYS})
+    state |= _chosen(weights, {key: shapes[key] for key in shapes if key not in _PCA_KEYS})
     net.load_state_dict(state, assign=True)
     return net.requires_grad_(False).eval()
 
@@ -138,23 +138,28 @@ def _checked(value: object, shape: tuple[int, ...], name: str) -> Tensor:
         value = value.reshape(shape)
     if tuple(value.shape) != shape:
         raise InputError(f"{name} has shape {tuple(value.shape)}; VGGish's has {shape}")
-    tensor = torch.as_tensor(value)
-    if not tensor.is_floating_point() or not tensor.isfinite().all():
-        raise InputError(f"{name} holds values that are not finite numbers with a fraction")
-    return tensor.to(torch.float32)
+    if isinstance(value, np.ndarray) and value.dtype.kind == "f":
+        with np.errstate(over="ignore"):  # what float32 cannot hold is found just below
+            value = torch.from_numpy(value.astype(np.float32))
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        raise InputError(f"{name} holds {value.dtype}; floating-point numbers are expected")
+    tensor = value.detach().to(torch.float32)
+    if not tensor.isfinite().all():
+        raise InputError(f"{name} holds values that are not finite")
+    return tensor
 
 
 def _read(path: Path) -> Mapping[str, Any]:
     """All tensors of a file by the port's keys."""
     try:
         if is_checkpoint(path):
-            return _from_tensorflow(read_checkpoint(path))
+            return from_tensorflow(read_checkpoint(path))
         return _read_npz(path) if _is_npz(path) else _read_torch(path)
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror or error})") from error
 
 
-def _from_tensorflow(tensors: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+def from_tensorflow(tensors: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
     """TensorFlow's names and orders (height, width, in, out; in, out) to PyTorch's."""
     state = {}
     for theirs, ours in _TENSORFLOW_LAYERS.items():
@@ -196,8 +201,6 @@ def _read_torch(path: Path) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals(arrays):
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
     except Exception as error:  # whatever a damaged pickle makes it raise
         raise InputError(
             f"{path} is no PyTorch state dict, TensorFlow V1 checkpoint or .npz ({_first_line(error)})"
