@@ -33,6 +33,8 @@ EmbeddingOption = Annotated[
     typer.Option("--embedding", help="Folder of `edgetag train embedding`, for nets that take one."),
 ]
 
+_STATS_COLUMNS = 100
+
 
 class Device(StrEnum):
     auto = "auto"
@@ -72,7 +74,9 @@ def stats(
     else:
         from rich.console import Console
 
-        Console().print(counting.render(found))
+        console = Console()
+        console.width = max(console.width, _STATS_COLUMNS)  # a pipe is 80 wide, too little for three splits
+        console.print(*counting.render(found), sep="\n")
 
 
 @app.command()

@@ -1,6 +1,5 @@
 """What a recipe trains on and is judged by, as windows."""
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +56,7 @@ def prepare(
     else:
         validation = judged_recordings(data, "validate", cache, embedding=embedding, skip_bad=skip_bad)[1]
         source = "recordings of the split validate"
-    stated = {"from": source, "windows": len(validation), "digest": _digest(validation)}
+    stated = {"from": source, "windows": len(validation), "digest": validation.digest}
     return TrainingData(train, about | {"validation": stated}, validation)
 
 
@@ -121,7 +120,7 @@ def _train(
         )
     train = join(*parts)
     about = {"recordings": n_recordings, "scenes": settings.n_scenes, "windows": len(train)}
-    return train, {"digest": _digest(train), "train": about}
+    return train, {"digest": train.digest, "train": about}
 
 
 def _backgrounds(data: Path, augmentation: Augmentation) -> tuple[Sound, ...]:
@@ -129,8 +128,3 @@ def _backgrounds(data: Path, augmentation: Augmentation) -> tuple[Sound, ...]:
     if not augmentation.variants or not (data / "clips" / "manifest.csv").exists():
         return ()
     return read_clips(data / "clips", "train")[1]
-
-
-def _digest(windows: Windows) -> str:
-    """Of the windows and of their labels."""
-    return hashlib.sha256(windows.digest.encode() + windows.labels.tobytes()).hexdigest()
