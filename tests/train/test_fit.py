@@ -21,6 +21,7 @@ from edgetag_train.fit.loop import (
     positive_weight,
     split_batches,
 )
+from edgetag_train.fit.progress import LogWatcher
 from edgetag_train.fit.stopping import Stop, Stopped
 from edgetag_train.fit.system import judge_root
 from edgetag_train.recipe import Constant, Cosine, Fit, Plateau, Restarts
@@ -227,3 +228,13 @@ def test_without_augmentation_a_window_is_what_it_was() -> None:
     varied = augmented(rng, np.asarray(made.logmel), settings).numpy()
     assert varied.max() <= 0
     assert varied.min() == -80
+
+
+def test_every_kind_of_epoch_can_be_logged(capsys: pytest.CaptureFixture[str]) -> None:
+    """With the schedule's event, with figures that are no numbers, with neither."""
+    watcher = LogWatcher()
+    watcher.on_epoch("root", {"epoch": 1, "loss": 0.25, "rate": 1e-3, "best": "coarse", "event": "restarted"})
+    watcher.on_epoch("root", {"epoch": 2, "loss": 0.25, "fine_micro_auprc": math.nan})
+    logged = capsys.readouterr().out
+    assert "restarted" in logged
+    assert "nan" in logged

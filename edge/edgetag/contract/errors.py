@@ -4,7 +4,7 @@
 EdgetagError
 ├── InputError     exit code 2   usage, a recording, samples
 ├── BundleError    exit code 3   a bundle that must not be loaded
-├── NetworkError   exit code 4   a broker that cannot be reached or refuses
+├── NetworkError   exit code 4   a broker or a download that cannot be reached or refuses
 └── OutputError    exit code 5   stdout that cannot be written
 ```
 """
@@ -31,7 +31,7 @@ class BundleError(EdgetagError):
 
 
 class NetworkError(EdgetagError):
-    """The broker could not be reached, refused us, or did not acknowledge in time."""
+    """A broker or a server could not be reached, refused us, or did not answer in time."""
 
     exit_code = 4
 

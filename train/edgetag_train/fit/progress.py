@@ -33,7 +33,10 @@ class LogWatcher:
         """Nothing: a log is no place for bars."""
 
     def on_epoch(self, net: str, record: Record) -> None:
-        log.info("epoch", net=net, **{key: _short(value) for key, value in record.items()})
+        shown = {key: _short(value) for key, value in record.items()}
+        if "event" in shown:  # structlog's own word for the message
+            shown["schedule"] = shown.pop("event")
+        log.info("epoch", net=net, **shown)
 
 
 class BarWatcher:
