@@ -5,7 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from numpy.typing import NDArray
+
+settings.register_profile("edgetag", deadline=None)  # no test asserts a time
+settings.load_profile("edgetag")
 
 SHARED = Path(os.environ.get("EDGETAG_SHARED", Path(__file__).parents[2] / "shared"))
 

@@ -16,8 +16,7 @@ from edgetag.contract.errors import InputError
 from edgetag.contract.taxonomy import SONYC_UST
 from edgetag.tagging.cascade import fired, run_cascade
 from edgetag.tagging.tagger import Tagger
-from edgetag_train.data.annotations import read_annotations
-from edgetag_train.data.dataset import dataset_folder, open_dataset
+from edgetag_train.data.dataset import open_dataset, read_labels
 from edgetag_train.data.features import Windows
 from edgetag_train.data.scenes import SceneMixer, SceneSettings
 from edgetag_train.data.sounds import Library, Sound, complete, read_clips, read_window
@@ -99,7 +98,7 @@ def bundle_scores(tagger: Tagger, data: Path, split: str) -> Scored:
         InputError: the recordings cannot be read, or there is no such split.
     """
     dataset = open_dataset(data, [split]).of_split(split).for_evaluation()
-    truth = np.stack([complete(row) for row in dataset.labels.binary()])
+    truth = complete(dataset.labels.binary())
     return Scored(dataset.labels.filenames, truth, predict(tagger, map(read_window, dataset.audio)))
 
 
@@ -110,8 +109,9 @@ def submission_figures(path: Path, data: Path, split: str) -> dict[str, Any]:
         InputError: either table cannot be read, or a recording of the split has no prediction.
     """
     submitted = read_predictions(path)
-    labels = read_annotations(dataset_folder(data) / "annotations.csv").of_split(split).for_evaluation()
-    return figures(submitted.filenames, submitted.scores, labels.filenames, labels.binary(), split=split)
+    labels = read_labels(data).of_split(split).for_evaluation()
+    truth = complete(labels.binary())
+    return figures(submitted.filenames, submitted.scores, labels.filenames, truth, split=split)
 
 
 def run_scores(run: Run, data: Path, split: str, cache: Path, embedding: Path | None) -> dict[str, Scored]:

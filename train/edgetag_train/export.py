@@ -44,8 +44,7 @@ from edgetag.dsp.logmel import LogMel
 from edgetag.tagging.bundle import OnnxNet
 from edgetag.tagging.embedding import Embedder
 from edgetag.tagging.tagger import Tagger
-from edgetag_train.data.annotations import read_annotations
-from edgetag_train.data.dataset import dataset_folder
+from edgetag_train.data.dataset import read_labels
 from edgetag_train.data.features import Windows
 from edgetag_train.data.sounds import INDEX, describe
 from edgetag_train.data.training import prepare
@@ -239,7 +238,7 @@ def export_run(
     prepared = prepare(
         recipe.data, data, cache, embedding=embedding and embedding.paths["fp32"], validated=False
     )
-    street = read_annotations(dataset_folder(data) / "annotations.csv").of_split("train").binary()
+    street = read_labels(data).of_split("train").binary()
     heard = street if recipe.data.n_scenes else street[:0]  # scenes have class priors of their own
     manifest = write_bundle(run, out, prepared.train, heard, variants, about, embedding, policy)
     tagger = Tagger.load(out)
@@ -250,7 +249,7 @@ def export_run(
     provenance = {
         "recipe": msgspec.to_builtins(recipe),
         "run": run.provenance,
-        "data": describe(data),
+        "data": describe(data, with_clips=recipe.data.n_scenes > 0),
         "note": note,
     }
     manifest = msgspec.structs.replace(manifest, metrics=metrics, training=provenance)

@@ -107,6 +107,15 @@ def open_dataset(data: Path, splits: Sequence[str], *, skip_bad: bool = False) -
     return kept
 
 
+def read_labels(data: Path) -> Labels:
+    """The table alone; no recording is looked for.
+
+    Raises:
+        InputError: there is no table, or it cannot be read.
+    """
+    return read_annotations(dataset_folder(data) / TABLE)
+
+
 def dataset_folder(data: Path) -> Path:
     """Where the table lies: in `data`, or in `data/sonyc`.
 

@@ -20,8 +20,7 @@ from edgetag.contract.errors import InputError
 from edgetag.contract.frontend import SAMPLE_RATE_HZ, WINDOW_SAMPLES
 from edgetag.contract.taxonomy import SONYC_UST
 from edgetag.dsp.resample import resample
-from edgetag_train.data.annotations import read_annotations
-from edgetag_train.data.dataset import TABLE, Dataset, dataset_folder, open_dataset
+from edgetag_train.data.dataset import Dataset, open_dataset, read_labels
 
 Split = Literal["train", "validate"]
 INDEX = {id: k for k, id in enumerate(SONYC_UST.ids)}
@@ -167,7 +166,7 @@ class Recordings(Sequence[Sound]):
 
     def __init__(self, dataset: Dataset) -> None:
         self._dataset = dataset
-        self._labels = [complete(row) for row in dataset.labels.binary()]
+        self._labels = complete(dataset.labels.binary())
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -192,13 +191,18 @@ def read_recordings(data: Path, split: str) -> tuple[Sound, ...]:
 
 
 def complete(labels: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Fill in the fine labels that follow from the coarse ones. Shape: [37] -> [37]"""
+    """Fill in the fine labels that follow from the coarse ones: of what is absent, every kind is; a single
+    fine tag copies its category.
+
+    Shape: [..., 37] -> [..., 37]
+    """
     labels = labels.copy()
     for category in SONYC_UST.categories:
-        present = labels[INDEX[category.id]]
+        present = labels[..., INDEX[category.id]]
         for tag in category.fine:
-            if np.isnan(labels[INDEX[tag.id]]) and (present == 0 or category.single):
-                labels[INDEX[tag.id]] = present
+            fine = labels[..., INDEX[tag.id]]
+            follows = np.isnan(fine) & ((present == 0) | (category.single is not None))
+            labels[..., INDEX[tag.id]] = np.where(follows, present, fine)
     return labels
 
 
@@ -214,14 +218,19 @@ def read_library(data: Path, split: Split) -> Library:
     return Library(events, backgrounds, Recordings(open_dataset(data, [split])))
 
 
-def describe(data: Path) -> dict[str, object]:
-    """What a bundle's manifest says of the recordings it was trained on: counts, licences, sources."""
-    manifest = read_manifest(data / "clips")
-    used = manifest[manifest.split == "train"]
-    recordings = read_annotations(dataset_folder(data) / TABLE).of_split("train")
-    return {
+def describe(data: Path, *, with_clips: bool) -> dict[str, object]:
+    """What a manifest says of what a bundle was trained on: counts, and the clips' licences and sources."""
+    recordings = read_labels(data).of_split("train")
+    streets = {
         "street_recordings": len(recordings.filenames),
         "street_sensors": len(set(recordings.sensor_id)),
+    }
+    if not with_clips:
+        return {**streets}
+    manifest = read_manifest(data / "clips")
+    used = manifest[manifest.split == "train"]
+    return {
+        **streets,
         "clips": len(used),
         "clip_recordings": int(used.recording_id.nunique()),
         "clip_licences": used.licence.value_counts().to_dict(),

@@ -4,12 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edgetag_train.data.augment import Augmentation
 from edgetag_train.data.dataset import Dataset, open_dataset
 from edgetag_train.data.features import Windows, join, recording_windows, scene_windows
-from edgetag_train.data.sounds import Sound, complete, read_clips
+from edgetag_train.data.sounds import Sound, complete, read_clips, read_manifest
 from edgetag_train.recipe import Data
 
 _VALIDATION_SEED = 1_000_000
@@ -68,7 +66,7 @@ def judged_recordings(
     Those that the team verified, where there are any in the split; all of it otherwise.
     """
     dataset = open_dataset(data, [split], skip_bad=skip_bad).of_split(split).for_evaluation()
-    truth = np.stack([complete(row) for row in dataset.labels.binary()])
+    truth = complete(dataset.labels.binary())
     return dataset, recording_windows(
         dataset,
         cache,
@@ -90,6 +88,8 @@ def held_out_scenes(
 def _train(
     settings: Data, data: Path, cache: Path, embedding: Path | None, skip_bad: bool
 ) -> tuple[Windows, dict[str, Any]]:
+    if settings.n_scenes:
+        read_manifest(data / "clips")  # refused now, not after an hour of features
     parts, n_recordings = [], 0
     if settings.recordings:
         dataset = open_dataset(data, ["train"], skip_bad=skip_bad).of_split("train")
@@ -99,7 +99,7 @@ def _train(
             recording_windows(
                 dataset,
                 cache,
-                labels=np.stack([complete(row) for row in labels]),
+                labels=complete(labels),
                 augmentation=settings.augmentation,
                 seed=settings.seed,
                 backgrounds=_backgrounds(data, settings.augmentation),
