@@ -45,14 +45,18 @@ fi
 if [ "$what" = all ] || [ "$what" = ideas ]; then
   small=("${size[@]}" root.table=2 root.precision=float32 root.epochs=6)
   for seed in 1 2 3; do
-    fit "ideas/as-is-$seed" cnn -- "${small[@]}" "seed=$seed"
-    fit "ideas/no-augmentation-$seed" cnn -- "${small[@]}" "seed=$seed" data.augmentation.variants=0
-    fit "ideas/no-smoothing-$seed" cnn -- "${small[@]}" "seed=$seed" root.smoothing=0
-    fit "ideas/constant-rate-$seed" cnn -- "${small[@]}" "seed=$seed" "root.schedule={type: constant}"
-    branches=(--root "$out/ideas/as-is-$seed" --)
-    fit "ideas/branches-$seed" hierarchical2_cnn "${branches[@]}" "${small[@]}" "${table_2[@]}" "seed=$seed"
-    fit "ideas/dummy-$seed" hierarchical2_cnn "${branches[@]}" "${small[@]}" "${table_2[@]}" "seed=$seed" \
-      branch_negatives=dummy branch.epochs=3
+    idea() { local name=$1; shift; fit "ideas/$name-$seed" cnn -- "${small[@]}" "seed=$seed" "name=$name" "$@"; }
+    idea as_is
+    idea no_augmentation data.augmentation.variants=0
+    idea no_smoothing root.smoothing=0
+    idea constant_rate "root.schedule={type: constant}"
+    with_branches() {
+      local name=$1; shift
+      fit "ideas/$name-$seed" hierarchical2_cnn --root "$out/ideas/as_is-$seed" -- \
+        "${small[@]}" "${table_2[@]}" "seed=$seed" "name=$name" "$@"
+    }
+    with_branches own_category
+    with_branches whole_dataset branch_negatives=dummy branch.epochs=3
   done
 fi
 
@@ -60,4 +64,5 @@ if [ "$what" = all ] || [ "$what" = report ]; then
   systems=(cnn_vggish hierarchical1 hierarchical2 hierarchical3 cnn hierarchical2_cnn)
   "$edgetag" train report "${systems[@]/#/$out/}" --out "$out/report.html"
   "$edgetag" train report "${systems[@]/#/$out/}" --out "$out/report.md"
+  "$edgetag" train report "$out"/ideas/* --out "$out/ideas.md"
 fi

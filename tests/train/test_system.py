@@ -121,6 +121,13 @@ def test_a_run_and_its_bundle_score_alike(data: Path, cache: Path, tmp_path: Pat
     np.testing.assert_allclose(published.scores, scored.scores, atol=2e-3)  # the cache holds 16 bits
 
 
+def test_a_table_without_fine_labels_judges_no_fine_tag(data: Path, cache: Path, run: Path) -> None:
+    """Kinds that follow from an absent category are known absent, but to score those alone would mislead."""
+    [scored] = run_scores(read_run(run), data, "validate", cache, None).values()
+    assert np.isnan(scored.truth[:, 8:]).all()
+    assert not np.isnan(scored.truth[:, :8]).any()
+
+
 def test_a_run_without_branches_is_two_systems(
     data: Path, cache: Path, prepared: TrainingData, tmp_path: Path
 ) -> None:

@@ -19,7 +19,7 @@ from edgetag.tagging.tagger import Tagger
 from edgetag_train.data.dataset import open_dataset, read_labels
 from edgetag_train.data.features import Windows
 from edgetag_train.data.scenes import SceneMixer, SceneSettings
-from edgetag_train.data.sounds import Library, Sound, complete, read_clips, read_window
+from edgetag_train.data.sounds import Library, Sound, read_clips, read_window
 from edgetag_train.data.training import held_out_scenes, judged_recordings
 from edgetag_train.fit.loop import EVALUATION_BATCH, plain
 from edgetag_train.fit.system import ROOT, Run, branches_of, checkpoints, chosen_root, load_net, outputs
@@ -98,7 +98,7 @@ def bundle_scores(tagger: Tagger, data: Path, split: str) -> Scored:
         InputError: the recordings cannot be read, or there is no such split.
     """
     dataset = open_dataset(data, [split]).of_split(split).for_evaluation()
-    truth = complete(dataset.labels.binary())
+    truth = dataset.labels.binary()
     return Scored(dataset.labels.filenames, truth, predict(tagger, map(read_window, dataset.audio)))
 
 
@@ -110,8 +110,7 @@ def submission_figures(path: Path, data: Path, split: str) -> dict[str, Any]:
     """
     submitted = read_predictions(path)
     labels = read_labels(data).of_split(split).for_evaluation()
-    truth = complete(labels.binary())
-    return figures(submitted.filenames, submitted.scores, labels.filenames, truth, split=split)
+    return figures(submitted.filenames, submitted.scores, labels.filenames, labels.binary(), split=split)
 
 
 def run_scores(run: Run, data: Path, split: str, cache: Path, embedding: Path | None) -> dict[str, Scored]:

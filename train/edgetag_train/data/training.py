@@ -63,14 +63,14 @@ def judged_recordings(
 ) -> tuple[Dataset, Windows]:
     """The recordings of a split that scores are measured on, with their true labels (1, 0, NaN unknown).
 
-    Those that the team verified, where there are any in the split; all of it otherwise.
+    Those that the team verified, where there are any in the split; all of it otherwise. Labels are as they
+    were given: to conclude fine ones from coarse ones would judge a net on the kinds that are absent alone.
     """
     dataset = open_dataset(data, [split], skip_bad=skip_bad).of_split(split).for_evaluation()
-    truth = complete(dataset.labels.binary())
     return dataset, recording_windows(
         dataset,
         cache,
-        labels=truth,
+        labels=dataset.labels.binary(),
         augmentation=Augmentation(),
         seed=0,
         backgrounds=(),
