@@ -61,6 +61,20 @@ def test_a_higher_threshold_finds_fewer(table: Path) -> None:
     assert stats(table, 0.75)["tags"]["1"]["splits"]["train"]["present"] == 0
 
 
+def test_volunteers_are_held_against_what_was_verified(tmp_path: Path) -> None:
+    """Two of the three tags verified as present were named by one of two, one by both; one was invented."""
+    rows = [
+        ("validate", "1", "a.wav", 0, {"1": 1, "5": 1, "7": 1}),
+        ("validate", "1", "a.wav", 1, {"1": 1, "5": 1, "8": 1}),
+        ("validate", "1", "a.wav", 2, {"1": 1, "8": 1}),
+        ("train", "2", "b.wav", 1, {"6": 1}),
+    ]
+    path = write_table(tmp_path / "annotations.csv", rows)
+    assert stats(path, 0.25)["volunteers"]["coarse"] == {"precision": 0.6667, "recall": 0.6667, "f1": 0.6667}
+    assert stats(path, 0.5)["volunteers"]["coarse"] == {"precision": 0.5, "recall": 0.3333, "f1": 0.4}
+    assert stats(path, 0.5)["volunteers"]["fine"] is None
+
+
 def test_agreement_is_the_mean_share_with_the_majority(table: Path) -> None:
     """Two of three, then two of two; recordings that one volunteer heard say nothing."""
     found = stats(table)["tags"]
@@ -140,3 +154,4 @@ def test_the_published_table(shared: Path) -> None:
     assert found["splits"]["train"] == {"recordings": 2351, "sensors": 35, "verified": 0}
     assert found["splits"]["validate"] == {"recordings": 443, "sensors": 8, "verified": 443}
     assert found["tags"]["5"]["alpha"] > 0.5 > found["tags"]["1"]["alpha"]
+    assert found["volunteers"]["coarse"] == {"precision": 0.9661, "recall": 0.5118, "f1": 0.6691}

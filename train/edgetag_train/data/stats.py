@@ -2,7 +2,8 @@
 
 Agreement is measured among volunteers (positive annotator ids), on every recording and tag that two or more
 of them voted on: the mean share of the voters who are with the majority, and Krippendorff's alpha, which says
-how much of it is more than chance.
+how much of it is more than chance. Where recordings were verified as well, the volunteers' labels are held
+against that.
 """
 
 from collections.abc import Iterable
@@ -21,6 +22,7 @@ from edgetag_train.data.dataset import TABLE, dataset_folder
 
 _NARROW_NAMES = 29  # columns, where three splits stand beside them
 _N_COARSE = len(SONYC_UST.coarse_ids)
+_LEVELS = {"coarse": slice(None, _N_COARSE), "fine": slice(_N_COARSE, None)}
 _KINDS = ("present", "absent", "unknown")
 _SIGNS = dict(zip(_KINDS, "+−?", strict=True))
 
@@ -44,8 +46,9 @@ def describe_table(labels: Labels, threshold: float = 0.5) -> dict[str, Any]:
 
     Returns:
         `threshold`; `splits` (name -> `recordings`, `sensors`, `verified`); `agreement` (`coarse`, `fine`:
-        `majority`, `alpha`, means over the tags for which they are defined, else null); `tags` (id -> `name`,
-        `majority`, `alpha`, and `splits`: name -> `present`, `absent`, `unknown`).
+        `majority`, `alpha`, means over the tags for which they are defined, else null); `volunteers`
+        (`coarse`, `fine`: `precision`, `recall`, `f1` of their labels on verified recordings, or null);
+        `tags` (id -> `name`, `majority`, `alpha`, and `splits`: name -> `present`, `absent`, `unknown`).
 
     Raises:
         InputError: `threshold` is no fraction.
@@ -64,16 +67,42 @@ def describe_table(labels: Labels, threshold: float = 0.5) -> dict[str, Any]:
         }
         for k, id in enumerate(SONYC_UST.ids)
     }
-    levels = {"coarse": slice(None, _N_COARSE), "fine": slice(_N_COARSE, None)}
+    held = against_verified(labels, threshold)
     return {
         "threshold": threshold,
         "splits": {split: _described(part) for split, part in parts.items()},
         "agreement": {
             level: {"majority": _mean(shares[columns]), "alpha": _mean(alphas[columns])}
-            for level, columns in levels.items()
+            for level, columns in _LEVELS.items()
         },
+        "volunteers": held,
         "tags": tags,
     }
+
+
+def against_verified(labels: Labels, threshold: float) -> dict[str, dict[str, float] | None]:
+    """Precision, recall and F1 of what the volunteers' votes make present, by level, all tags pooled.
+
+    On the recordings that the team verified; None where there are none, or none with a volunteer's vote.
+    """
+    rows = labels.of([row for row, verified in enumerate(labels.verified) if verified])
+    truth, share = rows.binary(), rows.volunteers.fraction()
+    known = ~np.isnan(truth) & ~np.isnan(share)
+    said, so = (share > np.float32(threshold)) & known, (truth == 1) & known
+    found: dict[str, dict[str, float] | None] = {}
+    for level, columns in _LEVELS.items():
+        n_said, n_so = int(said[:, columns].sum()), int(so[:, columns].sum())
+        hits = int((said & so)[:, columns].sum())
+        found[level] = None
+        if n_so:
+            precision = hits / n_said if n_said else 1.0  # who says nothing says nothing false
+            f1 = 2 * hits / (n_said + n_so)
+            found[level] = {
+                "precision": round(precision, 4),
+                "recall": round(hits / n_so, 4),
+                "f1": round(f1, 4),
+            }
+    return found
 
 
 def majority(votes: Votes) -> NDArray[np.float64]:
@@ -161,8 +190,18 @@ def _legend(described: dict[str, Any]) -> Text:
     return Text(
         f"+ present (more than {described['threshold']:.0%} of the votes), − absent, ? nobody voted.\n"
         "agree: mean share of the volunteers who are with the majority; alpha: Krippendorff's, 1 = full\n"
-        f"agreement, 0 = chance. Means over the tags: {means}."
+        f"agreement, 0 = chance. Means over the tags: {means}.{_held(described['volunteers'])}"
     )
+
+
+def _held(volunteers: dict[str, dict[str, float] | None]) -> str:
+    lines = [
+        f"\nThe volunteers against the verified labels, {level}: precision {figures['precision']:.2f}, "
+        f"recall {figures['recall']:.2f}, F1 {figures['f1']:.2f}."
+        for level, figures in volunteers.items()
+        if figures
+    ]
+    return "".join(lines)
 
 
 def _ordered(splits: Iterable[str]) -> list[str]:
