@@ -158,6 +158,7 @@ def _states(**changed: object) -> Callable[[Path], None]:
         (_states(format="edgetag.embedding/2"), "format"),
         (_states(variants={}), "length >= 1"),
         (_states(variants={"fp16": {}}), "fp16"),
+        (_states(variants={"int8": {"file": "embedding.int8.onnx", "sha256": "0" * 64}}), "no fp32"),
         (_states(variants={"fp32": {"file": "../x.onnx", "sha256": "0" * 64}}), "plain file name"),
         (lambda folder: (folder / "embedding.int8.onnx").unlink(), r"int8\.onnx cannot be read"),
         (lambda folder: (folder / "embedding.fp32.onnx").write_bytes(b""), r"fp32\.onnx is damaged"),

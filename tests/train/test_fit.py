@@ -168,6 +168,43 @@ def test_a_loss_that_is_no_number_stops_with_the_step(tmp_path: Path) -> None:
     assert (tmp_path / "net.partial").read_bytes() == good
 
 
+@pytest.mark.parametrize("validated", [True, False])
+def test_weights_that_are_no_numbers_are_not_kept(tmp_path: Path, validated: bool) -> None:
+    """The last step of an epoch spoils them, and no training loss is left to tell."""
+    keep = {"branch": "validation_loss" if validated else "loss"}
+    one = fitting(msgspec.structs.replace(FAST, epochs=1, rate=math.inf, batch=16), keep=keep)
+    made = windows()
+    examples = Examples(made, np.arange(len(made)), made.labels)
+    with pytest.raises(DivergedError, match=r"weight .* epoch 1, step 1"):
+        one.run(
+            examples,
+            examples if validated else None,
+            lambda targets, probabilities: {},
+            checkpoint=tmp_path / "net.partial",
+            stop=Stop(),
+            on_step=lambda done, of: None,
+            on_epoch=lambda record: None,
+        )
+    assert not (tmp_path / "net.partial").exists()
+
+
+def test_a_validation_loss_that_is_no_number_stops(tmp_path: Path) -> None:
+    """The training windows are sound, the validation windows are not."""
+    broken, made = windows(), windows()
+    broken.logmel[...] = NAN
+    rows = np.arange(len(made))
+    with pytest.raises(DivergedError, match=r"validation loss is nan after epoch 1"):
+        fitting().run(
+            Examples(made, rows, made.labels),
+            Examples(broken, rows, made.labels),
+            judge_root,
+            checkpoint=tmp_path / "net.partial",
+            stop=Stop(),
+            on_step=lambda done, of: None,
+            on_epoch=lambda record: None,
+        )
+
+
 def test_embeddings_reach_the_net(tmp_path: Path) -> None:
     """A net with an embedding trains, and other embeddings give other weights."""
     settings = msgspec.structs.replace(FAST, epochs=1)

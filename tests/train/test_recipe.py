@@ -43,6 +43,55 @@ def test_each_system_comes_without_an_embedding(name: str) -> None:
     assert read_recipe(twin) == read_recipe(name, overrides)
 
 
+def test_a_number_may_have_an_exponent_alone(tmp_path: Path) -> None:
+    """`1e-3` is what everybody writes, and what YAML 1.1 takes for a word."""
+    assert read_recipe("cnn", ["root.rate=1e-3"]).root.rate == 1e-3
+    (tmp_path / "mine.yaml").write_text("base: cnn\nroot: {rate: 5E-4}\n")
+    assert read_recipe(str(tmp_path / "mine.yaml")).root.rate == 5e-4
+
+
+def test_a_base_lies_beside_its_recipe(tmp_path: Path) -> None:
+    """Wherever the command is run."""
+    (tmp_path / "base.yaml").write_text("base: cnn\nname: base\nseed: 9\n")
+    (tmp_path / "mine.yaml").write_text("base: base.yaml\nname: mine\n")
+    found = read_recipe(str(tmp_path / "mine.yaml"))
+    assert (found.name, found.seed) == ("mine", 9)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "speed=[0, 0]",
+        "speed=[1.1, 0.9]",
+        "snr_db=[.nan, 3]",
+        "repeats=[5, 1]",
+        "clip_events=[]",
+        "street_events=[0]",
+        "clip_events=[-1, 2]",
+        "street_share=7",
+        "reverberation=-0.1",
+    ],
+)
+def test_scenes_that_cannot_be_drawn_are_refused(override: str) -> None:
+    """Before a process of many finds out."""
+    with pytest.raises(InputError, match=override.partition("=")[0]):
+        read_recipe("starter", [f"data.scenes.{override}"])
+
+
+def test_a_seed_is_one_that_every_library_takes() -> None:
+    """64 bits, with room for a net's number."""
+    assert read_recipe("cnn", [f"seed={2**63 - 1}"]).seed == 2**63 - 1
+    with pytest.raises(InputError, match="seed"):
+        read_recipe("cnn", [f"seed={2**64}"])
+
+
+def test_validation_is_for_whichever_net_chooses_an_epoch() -> None:
+    """The starter's nets do not; a branch with a plateau does, whatever its root does."""
+    assert not read_recipe("starter").validates
+    assert read_recipe("starter", ["branch.schedule={type: plateau, patience: 1, gamma: 0.1}"]).validates
+    assert read_recipe("cnn").validates
+
+
 def test_the_starter_keeps_a_running_mean() -> None:
     """It looks at no validation window."""
     starter = read_recipe("starter")

@@ -1,5 +1,6 @@
 """From recordings to a bundle that a sensor loads, on a dataset small enough to train in seconds."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,13 +14,23 @@ import torch
 from torch import nn
 
 from edgetag import Tagger
-from edgetag.contract.errors import InputError
+from edgetag.contract.errors import InputError, OutputError
 from edgetag.contract.taxonomy import SONYC_UST
-from edgetag_train.data.training import TrainingData, prepare
+from edgetag_train.data.features import Windows
+from edgetag_train.data.training import TrainingData, hears_clips, prepare
 from edgetag_train.embedding import export_embedding, read_embedding
 from edgetag_train.evaluate import SCENES, bundle_scores, report, run_scores, score_bundle, systems
 from edgetag_train.export import export_run, prior_shift
-from edgetag_train.fit.system import chosen_root, examples, fit_system, load_net, outputs, read_run
+from edgetag_train.fit.system import (
+    check_start,
+    chosen_root,
+    examples,
+    fit_system,
+    git_commit,
+    load_net,
+    outputs,
+    read_run,
+)
 from edgetag_train.recipe import Recipe, read_recipe
 from fakes_dataset import write_clips, write_streets
 
@@ -225,6 +236,167 @@ def _untimed(history: Path) -> list[dict[str, object]]:
     return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
 
 
+def copied(run: Path, folder: Path) -> Path:
+    shutil.copytree(run, folder)
+    return folder
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", b"PK\x03\x04"])
+def test_a_damaged_net_is_one_sentence(run: Path, tmp_path: Path, content: bytes) -> None:
+    """Which file, and how to get it back; a net of another shape is no better."""
+    found = read_run(copied(run, tmp_path / "run"))
+    found.net_path("root-coarse").write_bytes(content)
+    with pytest.raises(InputError, match=r"root-coarse\.pt is damaged .* --resume"):
+        load_net(found, "root-coarse")
+    found.net_path("root-coarse").write_bytes(found.net_path("branch-1").read_bytes())
+    with pytest.raises(InputError, match=r"root-coarse\.pt is damaged"):
+        load_net(found, "root-coarse")
+
+
+@pytest.mark.parametrize("state", ["nonsense", "another net's"])
+def test_a_damaged_state_is_one_sentence(
+    prepared: TrainingData, run: Path, recipe: Recipe, tmp_path: Path, state: str
+) -> None:
+    """What a power cut left of it, or a file that was mistaken for it."""
+    out = copied(run, tmp_path / "run")
+    net = (out / "branch-5.pt").read_bytes()
+    (out / "branch-5.pt").unlink()
+    (out / "branch-5.partial").write_bytes(net if state == "another net's" else state.encode())
+    with pytest.raises(InputError, match=r"branch-5\.partial is damaged"):
+        fit_system(recipe, prepared, out, resume=True)
+
+
+def test_a_torn_history_is_mended(prepared: TrainingData, run: Path, recipe: Recipe, tmp_path: Path) -> None:
+    """The power went while a line was written: resumed, the history is that of a run without a cut."""
+    out = copied(run, tmp_path / "run")
+    (out / "branch-5.pt").unlink()
+    with (out / "history.jsonl").open("ab") as history:
+        history.write(b'{"net":"branch-5","epo')
+    fit_system(recipe, prepared, out, resume=True)
+    assert _untimed(out / "history.jsonl") == _untimed(run / "history.jsonl")
+    (out / "branch-5.pt").unlink()
+    (out / "history.jsonl").write_bytes(b"{}\n")
+    with pytest.raises(InputError, match=r"history\.jsonl is damaged"):
+        fit_system(recipe, prepared, out, resume=True)
+
+
+def test_provenance_that_says_nothing_is_refused(run: Path, tmp_path: Path) -> None:
+    """What the nets were trained with must be known to go on, or to score them."""
+    out = copied(run, tmp_path / "run")
+    (out / "provenance.json").write_text("{}")
+    with pytest.raises(InputError, match=r"provenance\.json states no data"):
+        read_run(out)
+
+
+def test_an_unfinished_run_is_not_scored(data: Path, cache: Path, run: Path, tmp_path: Path) -> None:
+    """Branches that are still to come would be missing without a word."""
+    out = copied(run, tmp_path / "run")
+    (out / "branch-5.pt").unlink()
+    (out / "branch-5.partial").touch()
+    with pytest.raises(InputError, match=r"not finished \(branch-5.*--resume"):
+        run_scores(read_run(out), data, "validate", cache, None)
+    with pytest.raises(InputError, match="not finished"):
+        export_run(out, data, tmp_path / "bundle", ("int8",), ABOUT, cache=cache)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_what_a_fit_would_refuse_is_refused_before_it(run: Path, recipe: Recipe, tmp_path: Path) -> None:
+    """Features take hours; whose folder it is can be told at once."""
+    with pytest.raises(InputError, match="--resume"):
+        check_start(recipe, run, root=None, resume=False)
+    with pytest.raises(InputError, match="another recipe"):
+        check_start(msgspec.structs.replace(recipe, seed=2), run, root=None, resume=True)
+    with pytest.raises(InputError, match="another seed"):
+        check_start(msgspec.structs.replace(recipe, seed=2), tmp_path, root=run, resume=False)
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="cannot be written"):
+        check_start(recipe, tmp_path / "file" / "run", root=None, resume=False)
+
+
+def test_a_root_without_windows_is_no_run(prepared: TrainingData, recipe: Recipe, tmp_path: Path) -> None:
+    """A branch may be left out, the root may not."""
+    one = Windows(prepared.train.logmel[:1], prepared.train.labels[:1])
+    with pytest.raises(InputError, match="1 windows"):
+        fit_system(recipe, TrainingData(one, prepared.about), tmp_path)
+
+
+def test_a_commit_is_that_of_the_trainers_own_checkout(tmp_path: Path) -> None:
+    """An installation that lies in another project's checkout has none; a changed file is said to be."""
+    source = tmp_path / "system.py"
+    source.touch()
+    assert git_commit(source) is None
+    author = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+
+    def git(*arguments: str) -> None:
+        subprocess.run(["git", "-C", str(tmp_path), *author, *arguments], check=True, capture_output=True)
+
+    git("init")
+    git("commit", "--allow-empty", "-m", "theirs")
+    assert git_commit(source) is None
+    git("add", "system.py")
+    git("commit", "-m", "ours")
+    commit = git_commit(source)
+    assert commit is not None
+    assert len(commit) == 40
+    source.write_text("changed")
+    assert git_commit(source) == f"{commit}-dirty"
+
+
+def test_every_recording_is_looked_for_before_any_is_heard(tmp_path: Path, cache: Path) -> None:
+    """Those of the validation split, too, and the clips; nothing is computed yet."""
+    write_streets(tmp_path)
+    (tmp_path / "audio" / "3.wav").unlink()
+    mine = tmp_path / "cache"
+    settings = read_recipe("cnn", ("data.augmentation.variants=0",)).data
+    with pytest.raises(InputError, match=r"3\.wav \(missing\)"):
+        prepare(settings, tmp_path, mine)
+    scenes = read_recipe("cnn", ("data.augmentation.variants=0", "data.n_validation_scenes=4")).data
+    with pytest.raises(InputError, match=r"manifest\.csv"):
+        prepare(scenes, tmp_path, mine)
+    assert not mine.exists()
+
+
+def test_bad_recordings_are_left_out_of_scenes_and_scores(tmp_path: Path) -> None:
+    """What a run was fitted without, it can be scored and exported without."""
+    write_clips(tmp_path / "clips")
+    write_streets(tmp_path / "sonyc", ("train",) * 3 + ("validate",) * 3)
+    for name in ("0.wav", "5.wav"):
+        (tmp_path / "sonyc" / "audio" / name).unlink()
+    recipe = read_recipe("cnn", (*SMALL[:5], "data.n_scenes=3"))
+    made = prepare(recipe.data, tmp_path, tmp_path / "cache", skip_bad=True)
+    assert (len(made.train), len(made.validation or ())) == (5, 2)
+    fit_system(recipe, made, tmp_path / "run")
+    where = (tmp_path, "validate", tmp_path / "cache", None)
+    with pytest.raises(InputError, match="--skip-bad"):
+        run_scores(read_run(tmp_path / "run"), *where)
+    scored = run_scores(read_run(tmp_path / "run"), *where, skip_bad=True)
+    assert scored["cnn1"].filenames == ("3.wav", "4.wav")
+    bundle, options = tmp_path / "bundle", {"cache": tmp_path / "cache", "skip_bad": True}
+    export_run(tmp_path / "run", tmp_path, bundle, ("int8",), ABOUT, **options)
+    assert Tagger.load(bundle).bundle.manifest.metrics["recordings"] == 2
+
+
+def test_a_bundle_that_could_not_be_scored_is_not_written(
+    data: Path, cache: Path, run: Path, tmp_path: Path
+) -> None:
+    """Without recordings to judge it by, an older bundle stays as it is."""
+    write_clips(tmp_path / "clips")
+    write_streets(tmp_path / "sonyc", ("train", "train"))
+    with pytest.raises(InputError, match="'validate'"):
+        export_run(run, tmp_path, tmp_path / "bundle", ("int8",), ABOUT, cache=cache)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_clips_are_named_where_they_were_heard(data: Path, tmp_path: Path) -> None:
+    """In scenes, or as the noise of augmentation: a manifest owes them their licences."""
+    noise, quiet = "data.augmentation.noise_share=0.5", "data.augmentation.noise_share=0"
+    plain = "data.augmentation.variants=0"
+    heard = {override: read_recipe("cnn", (override,)).data for override in (noise, quiet, plain)}
+    assert [hears_clips(settings, data) for settings in heard.values()] == [True, False, False]
+    assert not hears_clips(heard[noise], tmp_path)
+    assert hears_clips(read_recipe("starter").data, data)
+
+
 def test_a_branch_learns_from_its_own_category(prepared: TrainingData) -> None:
     """Or, with the dummy output, from every window whose kind is known: those of other categories are "not
     this category" and none of its kinds."""
@@ -340,6 +512,21 @@ def test_the_report_counts_what_was_named() -> None:
     scores[0, [0, 1]], scores[1, 6] = (0.9, 0.8), 0.4
     found = report(truth, scores)
     assert (found["named"], found["mostly_named"]) == (round(2 / 3, 4), 0.5)
+
+
+def test_nothing_to_name_has_no_figure() -> None:
+    """A street on which nothing was heard: no figures, and no NaN in a manifest."""
+    truth = np.zeros((2, 37), np.float32)
+    found = report(truth, truth)
+    assert found["coarse_micro_auprc"] is None
+    assert (found["named"], found["mostly_named"]) == (None, None)
+
+
+def test_unlabelled_kinds_have_no_say_in_the_prior() -> None:
+    """A kind that no scene knows is no warning, either."""
+    scenes = np.zeros((4, 37), np.float32)
+    scenes[:2, 0], scenes[:, 8:] = 1, NAN
+    np.testing.assert_allclose(prior_shift(scenes, scenes, ("1", "1-2")), [0, 0], atol=1e-6)
 
 
 def test_outputs_follow_the_taxonomy() -> None:

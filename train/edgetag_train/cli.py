@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgetag.contract.errors import InputError, OutputError
+from edgetag.contract.errors import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +27,9 @@ DataOption = Annotated[
 CacheOption = Annotated[
     Path | None,
     typer.Option("--cache", help="Where features are kept; ~/.cache/edgetag/features if absent."),
+]
+SkipBadOption = Annotated[
+    bool, typer.Option("--skip-bad", help="Leave out recordings that are missing or unreadable.")
 ]
 EmbeddingOption = Annotated[
     Path | None,
@@ -94,9 +97,7 @@ def fit(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     device: Annotated[Device, typer.Option("--device")] = Device.auto,
     cache: CacheOption = None,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out recordings that are missing or unreadable.")
-    ] = False,
+    skip_bad: SkipBadOption = False,
 ) -> None:
     """Train every net of a recipe. Ctrl-C and SIGTERM save and stop; --resume goes on.
 
@@ -105,18 +106,19 @@ def fit(
     from edgetag_train.data.features import default_cache
     from edgetag_train.data.training import prepare
     from edgetag_train.fit.stopping import Stopped
-    from edgetag_train.fit.system import fit_system
+    from edgetag_train.fit.system import check_start, fit_system
     from edgetag_train.recipe import read_recipe
 
     read = read_recipe(recipe, overrides or [])
     found = _embedding(embedding, read.fusion)
     chosen = _device(device)
+    check_start(read, out, root=root, resume=resume)
     windows = prepare(
         read.data,
         data,
         cache or default_cache(),
         embedding=found and found.paths["fp32"],
-        validated=read.keeps_two,
+        validated=read.validates,
         skip_bad=skip_bad,
     )
     try:
@@ -150,6 +152,7 @@ def evaluate(
     ] = None,
     embedding: EmbeddingOption = None,
     cache: CacheOption = None,
+    skip_bad: SkipBadOption = False,
 ) -> None:
     """Compute the figures of DCASE 2019 Task 5 and print them as JSON.
 
@@ -161,9 +164,11 @@ def evaluate(
     from edgetag_train.predictions import figures, write_predictions
 
     if target.is_file():
+        if predictions:
+            raise InputError(f"{target} is a table of predictions already; leave out --predictions")
         result = submission_figures(target, data, split)
     else:
-        scored = _scored(target, data, split, embedding, cache)
+        scored = _scored(target, data, split, embedding, cache, skip_bad=skip_bad)
         found = {
             name: figures(one.filenames, one.scores, one.filenames, one.truth, split=split)
             for name, one in scored.items()
@@ -212,6 +217,7 @@ def export(
         str, typer.Option("--version", help="The bundle's version; today's date if absent.")
     ] = "",
     cache: CacheOption = None,
+    skip_bad: SkipBadOption = False,
 ) -> None:
     """Export a run to ONNX (int8, and fp32 on demand), score it on the validate split, write the bundle.
 
@@ -235,6 +241,7 @@ def export(
         embedding=_read_embedding(embedding),
         policy="threshold_or_max" if max_fires else "threshold",
         note=note,
+        skip_bad=skip_bad,
     )
 
 
@@ -248,7 +255,10 @@ def embedding(
         Path | None, typer.Option("--pca", help="Its PCA parameters: vggish_pca_params….pth or .npz.")
     ] = None,
     random: Annotated[
-        int | None, typer.Option("--random", help="Random weights of this seed instead, to rehearse with.")
+        int | None,
+        typer.Option(
+            "--random", min=0, max=2**63 - 1, help="Random weights of this seed instead, to rehearse with."
+        ),
     ] = None,
     calibrate: Annotated[
         Path | None,
@@ -265,7 +275,7 @@ def embedding(
 
 
 def _scored(
-    target: Path, data: Path, split: str, embedding: Path | None, cache: Path | None
+    target: Path, data: Path, split: str, embedding: Path | None, cache: Path | None, *, skip_bad: bool
 ) -> "dict[str, Scored]":
     """Scores by system of a bundle or a run. A run keeps its scores, for `edgetag train report`."""
     from edgetag_train.data.features import default_cache
@@ -275,11 +285,12 @@ def _scored(
     if (target / "bundle.yaml").exists():
         from edgetag.tagging.tagger import Tagger
 
-        return {target.name: bundle_scores(Tagger.load(target), data, split)}
+        return {target.name: bundle_scores(Tagger.load(target), data, split, skip_bad=skip_bad)}
     run = read_run(target)
     found = _read_embedding(embedding)
     check_embedding(run, found)
-    scored = run_scores(run, data, split, cache or default_cache(), found and found.paths["fp32"])
+    fp32 = found and found.paths["fp32"]
+    scored = run_scores(run, data, split, cache or default_cache(), fp32, skip_bad=skip_bad)
     for name, one in scored.items():
         one.save(target / "evaluation" / split / f"{name}.npz")
     return scored
@@ -322,7 +333,7 @@ def _print_json(value: Any) -> None:  # noqa: ANN401  any JSON value
 def _write_json(path: Path, value: Any) -> None:  # noqa: ANN401
     import json
 
-    try:
+    from edgetag_train.files import writing
+
+    with writing(path):
         path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written ({error.strerror})") from error

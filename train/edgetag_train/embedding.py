@@ -16,10 +16,11 @@ import yaml
 from numpy.typing import NDArray
 from torch import nn
 
-from edgetag.contract.errors import BundleError, InputError, OutputError
+from edgetag.contract.errors import BundleError, InputError
 from edgetag.contract.manifest import EMBEDDING_INPUT, File, Variant
 from edgetag.tagging.bundle import EMBEDDING_OUTPUT_SHAPE, PATCHES_INPUT, PATCHES_SHAPE, OnnxNet
 from edgetag_train.data.patches import recorded_patches, street_patches
+from edgetag_train.files import writing
 from edgetag_train.models.vggish import random_vggish, read_vggish
 from edgetag_train.onnx_net import quantise, save_onnx
 
@@ -85,7 +86,7 @@ def export_embedding(
     """
     _make_room(out)
     paths: dict[Variant, Path] = {variant: out / f"embedding.{variant}.onnx" for variant in VARIANTS}
-    try:
+    with writing(out):
         save_onnx(net, {PATCHES_INPUT: PATCHES_SHAPE}, EMBEDDING_INPUT, paths["fp32"])
         if "int8" in variants:
             feeds = ({PATCHES_INPUT: patches} for patches in calibration)
@@ -96,8 +97,6 @@ def export_embedding(
         stated = _Stated("edgetag.embedding/1", kind, source, files)
         text = yaml.safe_dump(msgspec.to_builtins(stated), sort_keys=False, allow_unicode=True, width=100)
         (out / MANIFEST_NAME).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"{out} cannot be written ({error.strerror or error})") from error
     log.info("embedding written", out=str(out), kind=kind, **_megabytes(paths, variants))
     return _embedding(out, stated)
 
@@ -139,9 +138,11 @@ def read_embedding(folder: Path) -> Embedding:
     """Check an embedding folder: every file's hash, and the shapes of every net.
 
     Raises:
-        InputError: no such folder, or a file is missing, altered, or no embedding net.
+        InputError: no such folder, no fp32 net, or a file is missing, altered, or no embedding net.
     """
     stated = _read_stated(folder / MANIFEST_NAME)
+    if "fp32" not in stated.variants:
+        raise InputError(f"{folder / MANIFEST_NAME} states no fp32 net, which training takes")
     for file in stated.variants.values():
         _check_net(folder / file.file, file.sha256)
     return _embedding(folder, stated)
@@ -191,14 +192,12 @@ def _embedding(folder: Path, stated: _Stated) -> Embedding:
 def _make_room(out: Path) -> None:
     """`out` is empty, or held an embedding and nothing else."""
     ours = {MANIFEST_NAME, *(f"embedding.{variant}.onnx" for variant in VARIANTS)}
-    try:
+    with writing(out):
         out.mkdir(parents=True, exist_ok=True)
         if strangers := sorted(file.name for file in out.iterdir() if file.name not in ours):
             raise InputError(f"{out} holds {strangers[0]}, which no embedding does; choose an empty folder")
         for name in ours:
             (out / name).unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"{out} cannot be written ({error.strerror})") from error
 
 
 def _megabytes(paths: dict[Variant, Path], variants: tuple[Variant, ...]) -> dict[Variant, str]:

@@ -21,6 +21,7 @@ from edgetag_train.data.features import Windows
 from edgetag_train.data.scenes import SceneMixer, SceneSettings
 from edgetag_train.data.sounds import Library, Sound, read_clips, read_window
 from edgetag_train.data.training import held_out_scenes, judged_recordings
+from edgetag_train.files import writing
 from edgetag_train.fit.loop import EVALUATION_BATCH, plain
 from edgetag_train.fit.system import ROOT, Run, branches_of, checkpoints, chosen_root, load_net, outputs
 from edgetag_train.metrics import evaluate
@@ -46,8 +47,8 @@ def report(truth: NDArray[np.float32], scores: NDArray[np.float32], threshold: f
     """Coarse figures as a manifest states them, rounded to four digits.
 
     `named` is the share of the tags present that scored above `threshold`; `mostly_named` the share of the
-    recordings with any tag of which more than half were named. Ties are ordered by threshold, so that the
-    figures are the same on every machine.
+    recordings with any tag of which more than half were named. What has no value, for want of a tag in the
+    truth, is None. Ties are ordered by threshold, so that the figures are the same on every machine.
 
     Shape: truth, scores [n, 37]
     """
@@ -58,23 +59,28 @@ def report(truth: NDArray[np.float32], scores: NDArray[np.float32], threshold: f
     mostly = named[tagged].sum(axis=1) > present[tagged].sum(axis=1) / 2
     return {
         "recordings": len(truth),
-        "coarse_micro_auprc": round(coarse.micro_auprc, 4),
-        "coarse_micro_f1": round(coarse.micro_f1, 4),
-        "coarse_macro_auprc": round(coarse.macro_auprc, 4),
+        "coarse_micro_auprc": _rounded(coarse.micro_auprc),
+        "coarse_micro_f1": _rounded(coarse.micro_f1),
+        "coarse_macro_auprc": _rounded(coarse.macro_auprc),
         "coarse_class_auprc": {id: round(value, 4) for id, value in coarse.class_auprc.items()},
         "classes_without_positives": coarse.classes_without_positives,
-        "named": round(float(named.sum() / present.sum()), 4),
-        "mostly_named": round(float(mostly.mean()), 4),
+        "named": _rounded(named.sum() / present.sum()) if present.any() else None,
+        "mostly_named": _rounded(mostly.mean()) if tagged.any() else None,
     }
 
 
-def score_bundle(tagger: Tagger, data: Path, split: str) -> dict[str, Any]:
+def _rounded(figure: float) -> float | None:
+    """To four digits; None where nothing in the truth is present, so that there is no figure."""
+    return None if np.isnan(figure) else round(float(figure), 4)
+
+
+def score_bundle(tagger: Tagger, data: Path, split: str, *, skip_bad: bool = False) -> dict[str, Any]:
     """`report` of a bundle on the recordings of `split`.
 
     Raises:
         InputError: the recordings cannot be read, or there is no such split.
     """
-    scored = bundle_scores(tagger, data, split)
+    scored = bundle_scores(tagger, data, split, skip_bad=skip_bad)
     return report(scored.truth, scored.scores)
 
 
@@ -87,17 +93,19 @@ class Scored:
     scores: NDArray[np.float32]
 
     def save(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(path, filenames=np.array(self.filenames), truth=self.truth, scores=self.scores)
+        names = np.array(self.filenames)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.savez_compressed(path, filenames=names, truth=self.truth, scores=self.scores)
 
 
-def bundle_scores(tagger: Tagger, data: Path, split: str) -> Scored:
+def bundle_scores(tagger: Tagger, data: Path, split: str, *, skip_bad: bool = False) -> Scored:
     """A bundle's probabilities of the recordings of a split.
 
     Raises:
         InputError: the recordings cannot be read, or there is no such split.
     """
-    dataset = open_dataset(data, [split]).of_split(split).for_evaluation()
+    dataset = open_dataset(data, [split], skip_bad=skip_bad).for_evaluation()
     truth = dataset.labels.binary()
     return Scored(dataset.labels.filenames, truth, predict(tagger, map(read_window, dataset.audio)))
 
@@ -113,7 +121,9 @@ def submission_figures(path: Path, data: Path, split: str) -> dict[str, Any]:
     return figures(submitted.filenames, submitted.scores, labels.filenames, labels.binary(), split=split)
 
 
-def run_scores(run: Run, data: Path, split: str, cache: Path, embedding: Path | None) -> dict[str, Scored]:
+def run_scores(
+    run: Run, data: Path, split: str, cache: Path, embedding: Path | None, *, skip_bad: bool = False
+) -> dict[str, Scored]:
     """What each system of a run says of a split's recordings, or of held-out scenes (`scenes`).
 
     A run without branches is two systems, one by each of its root's checkpoints (the paper's CNN+VGGish1
@@ -122,6 +132,7 @@ def run_scores(run: Run, data: Path, split: str, cache: Path, embedding: Path | 
     Raises:
         InputError: the run is not finished, or the recordings cannot be read.
     """
+    found = systems(run)
     if split == SCENES:
         windows = held_out_scenes(
             run.recipe.data, data, cache, n=N_SCENES, seed=_SCENES_SEED, embedding=embedding
@@ -130,11 +141,11 @@ def run_scores(run: Run, data: Path, split: str, cache: Path, embedding: Path | 
         if not filenames:
             raise InputError(f"{data} holds too few clips to hold any out, so there are no scenes to score")
     else:
-        dataset, windows = judged_recordings(data, split, cache, embedding=embedding)
+        dataset, windows = judged_recordings(data, split, cache, embedding=embedding, skip_bad=skip_bad)
         filenames = dataset.labels.filenames
     return {
         name: Scored(filenames, windows.labels, cascade_scores(run, root, branches, windows))
-        for name, (root, branches) in systems(run).items()
+        for name, (root, branches) in found.items()
     }
 
 

@@ -44,12 +44,13 @@ from edgetag.dsp.logmel import LogMel
 from edgetag.tagging.bundle import OnnxNet
 from edgetag.tagging.embedding import Embedder
 from edgetag.tagging.tagger import Tagger
-from edgetag_train.data.dataset import read_labels
+from edgetag_train.data.dataset import open_dataset, read_labels
 from edgetag_train.data.features import Windows
 from edgetag_train.data.sounds import INDEX, describe
-from edgetag_train.data.training import prepare
+from edgetag_train.data.training import hears_clips, prepare
 from edgetag_train.embedding import Embedding
 from edgetag_train.evaluate import score_bundle, score_scenes
+from edgetag_train.files import writing
 from edgetag_train.fit.system import (
     ROOT,
     Run,
@@ -107,7 +108,8 @@ def prior_shift(
 
     Shape: scenes [n, 37], street [m, 37] labels -> [len(ids)]
     """
-    share = np.clip(np.nanmean(scenes, axis=0), 1e-3, 1 - 1e-3)
+    heard, known = np.nansum(scenes, axis=0), np.sum(~np.isnan(scenes), axis=0)
+    share = np.clip(heard / np.maximum(known, 1), 1e-3, 1 - 1e-3)
     heard, known = np.nansum(street, axis=0), np.sum(~np.isnan(street), axis=0)
     prior = (heard + PRIOR_RECORDINGS * share) / (known + PRIOR_RECORDINGS)
     shift = np.log(prior / (1 - prior)) - np.log(share / (1 - share))
@@ -148,7 +150,9 @@ def write_bundle(
         InputError: the run lacks its root, or `out` holds other files than a bundle's.
     """
     root = chosen_root(run.recipe)
-    load_net(run, root)  # before anything is removed
+    sources = {ROOT: root} | {name: name for name in branches_of(run)}
+    for source in sources.values():
+        load_net(run, source)  # before anything is removed
     _empty(out)
     rng = np.random.default_rng(run.recipe.seed)
     chosen = np.sort(rng.choice(len(windows), min(len(windows), N_CALIBRATION_WINDOWS), replace=False))
@@ -158,7 +162,6 @@ def write_bundle(
     golden = {variant: _golden_feed(pcm, embedding, variant) for variant in variants}
     nets: dict[str, Net] = {}
     expected: dict[str, NDArray[np.float32]] = {}
-    sources = {ROOT: root} | {name: name for name in branches_of(run)}
     for name, source in sources.items():
         net = load_net(run, source)
         shift = np.zeros(len(outputs(name)), np.float32)
@@ -224,36 +227,48 @@ def export_run(
     embedding: Embedding | None = None,
     policy: Policy = "threshold",
     note: str = "",
+    skip_bad: bool = False,
 ) -> None:
     """Export a run, score the bundle just written on the validate recordings, and state the figures in it.
 
     `note` is for whoever reads the manifest: what its figures do not say.
 
     Raises:
-        InputError: the run is not complete or the data cannot be read.
+        InputError: the run is not complete, the embedding lacks a variant, or the data cannot be read.
+        OutputError: `out` cannot be written.
     """
     run = read_run(path)
     check_embedding(run, embedding)
+    if embedding and (missing := set(variants) - embedding.paths.keys()):
+        raise InputError(f"the embedding has no {missing.pop()} variant; make it anew")
+    open_dataset(data, ["validate"], skip_bad=skip_bad)  # nothing is written that could not be scored
     recipe = run.recipe
     prepared = prepare(
-        recipe.data, data, cache, embedding=embedding and embedding.paths["fp32"], validated=False
+        recipe.data,
+        data,
+        cache,
+        embedding=embedding and embedding.paths["fp32"],
+        validated=False,
+        skip_bad=skip_bad,
     )
     street = read_labels(data).of_split("train").binary()
     heard = street if recipe.data.n_scenes else street[:0]  # scenes have class priors of their own
-    manifest = write_bundle(run, out, prepared.train, heard, variants, about, embedding, policy)
+    with writing(out):
+        manifest = write_bundle(run, out, prepared.train, heard, variants, about, embedding, policy)
     tagger = Tagger.load(out)
-    metrics = score_bundle(tagger, data, "validate")
+    metrics = score_bundle(tagger, data, "validate", skip_bad=skip_bad)
     if recipe.data.n_scenes:
         seed = recipe.data.seed + recipe.data.n_scenes
         metrics["held_out_clips"] = score_scenes(tagger, data, recipe.data.scenes, seed)
     provenance = {
         "recipe": msgspec.to_builtins(recipe),
         "run": run.provenance,
-        "data": describe(data, with_clips=recipe.data.n_scenes > 0),
+        "data": describe(data, with_clips=hears_clips(recipe.data, data)),
         "note": note,
     }
     manifest = msgspec.structs.replace(manifest, metrics=metrics, training=provenance)
-    write_manifest(manifest, out)
+    with writing(out):
+        write_manifest(manifest, out)
     log.info("bundle written", out=str(out), **metrics)
 
 

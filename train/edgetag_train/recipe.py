@@ -1,5 +1,6 @@
 """Recipes: every number of a training run, in one YAML file. Unknown keys are refused."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,6 +18,7 @@ RECIPES = Path(__file__).parent / "recipes"
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 NotNegative = Annotated[int, msgspec.Meta(ge=0)]
+Seed = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Share = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 Rate = Annotated[float, msgspec.Meta(gt=0)]
 RootCheckpoint = Literal["coarse", "fine"]
@@ -117,7 +119,7 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         seed: of scenes and augmentation.
     """
 
-    seed: NotNegative = 0
+    seed: Seed = 0
     agreement: Share = 0.5
     soft: bool = False
     recordings: bool = True
@@ -144,7 +146,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """
 
     name: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9_-]{1,40}$")]
-    seed: NotNegative
+    seed: Seed
     data: Data = Data()
     fusion: Fusion = "none"
     root: Fit
@@ -158,11 +160,18 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         """Whether the root keeps its best coarse and its best fine checkpoint, not one running mean."""
         return not isinstance(self.root.schedule, Cosine)
 
+    @property
+    def validates(self) -> bool:
+        """Whether the best epoch of any net is chosen on validation windows."""
+        fits = [self.root] if self.branch is None else [self.root, self.branch]
+        return not all(isinstance(fit.schedule, Cosine) for fit in fits)
+
 
 def read_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """A recipe by name (those that ship) or by path, with some of its values replaced.
 
-    A recipe may begin with `base: NAME`, another recipe whose values it takes where it states none.
+    A recipe may begin with `base: NAME`, another recipe whose values it takes where it states none; a file's
+    path is relative to the recipe's own folder.
 
     Args:
         name: `hierarchical1`, or a file that ends in .yaml.
@@ -181,14 +190,28 @@ def read_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         raise InputError(f"recipe {path}: {error}") from error
 
 
-def _recipe_path(name: str) -> Path:
-    return Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
+class _Loader(yaml.SafeLoader):
+    """`1e-3` is a number, as in YAML 1.2; 1.1 wants 1.0e-3."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def _yaml(text: str) -> Any:  # noqa: ANN401  any YAML value
+    return yaml.load(text, _Loader)  # noqa: S506  it is a safe one
+
+
+def _recipe_path(name: str, beside: Path = Path()) -> Path:
+    """Of a recipe that ships, or of a file, seen from the folder `beside`."""
+    return beside / name if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
 
 
 def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """A recipe as written, over the recipe that its `base` names."""
     try:
-        stated = yaml.safe_load(path.read_text(encoding="utf-8"))
+        stated = _yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
         raise InputError(f"no recipe {path.stem!r}; those that ship: {known}, or give a .yaml file") from None
@@ -201,7 +224,7 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
         return stated
     if path in above:
         raise InputError(f"recipe {path} is its own base")
-    return _over(_read(_recipe_path(str(base)), (*above, path)), stated)
+    return _over(_read(_recipe_path(str(base), path.parent), (*above, path)), stated)
 
 
 def _over(base: dict[str, Any], stated: dict[str, Any]) -> dict[str, Any]:
@@ -222,6 +245,6 @@ def _replace(stated: dict[str, Any], override: str) -> None:
             stated = stated.setdefault(level, {})
         if not equals or not last:
             raise TypeError
-        stated[last] = yaml.safe_load(value)
+        stated[last] = _yaml(value)
     except (AttributeError, TypeError, yaml.YAMLError):
         raise InputError(f"{override!r} replaces nothing; give key=value such as root.epochs=20") from None

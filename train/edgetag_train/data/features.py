@@ -191,6 +191,7 @@ def scene_windows(
     seed: int,
     split: Split,
     embedding: Path | None,
+    skip_bad: bool = False,
 ) -> Windows:
     """n scenes mixed from `data`, scene k from seed + k, whatever the number of processes.
 
@@ -205,17 +206,18 @@ def scene_windows(
         seed: of scene 0.
         split: which clips.
         embedding: as of `recording_windows`.
+        skip_bad: mix without the street recordings that are missing or unreadable.
 
     Raises:
         InputError: the data cannot be read or holds no event to mix `train` from, the disk has no room, or
             `embedding` is no embedding net.
     """
-    sounds = _sounds(data, split, cache / MEMO)
+    sounds = _sounds(data, split, cache / MEMO, skip_bad)
     if n == 0 or not sounds:
         return _no_windows(embedding)
 
     def open_source() -> Draw:
-        mixer = SceneMixer(_library(data, split), settings)
+        mixer = SceneMixer(_library(data, split, skip_bad), settings)
         return lambda item: [Sound(*mixer.scene(seed + item), "")]
 
     source = {"source": "scenes", "settings": msgspec.to_builtins(settings), "sounds": sounds}
@@ -226,7 +228,7 @@ def scene_windows(
     return _windows(jobs, np.array(labels.store.rows()))
 
 
-def _sounds(data: Path, split: Split, memo: Path) -> list[str]:
+def _sounds(data: Path, split: Split, memo: Path, skip_bad: bool) -> list[str]:
     """What scenes of a split are mixed from, by content; nothing where too few clips are held out."""
     manifest = read_manifest(data / "clips")
     clips = manifest[manifest.split == split]
@@ -235,15 +237,15 @@ def _sounds(data: Path, split: Split, memo: Path) -> list[str]:
         return []
     if is_background.all():
         raise InputError(f"{data / 'clips'} holds no event of split {split!r} to mix scenes from")
-    streets = [open_dataset(data, [split]).digest(memo)] if split == "train" else []
+    streets = [open_dataset(data, [split], skip_bad=skip_bad).digest(memo)] if split == "train" else []
     contents = content_digests([data / "clips" / path for path in clips.path], memo)
     rows = zip(clips.coarse, clips.fine, clips.recording_id, contents, strict=True)
     return [*map(" ".join, rows), *streets]
 
 
-def _library(data: Path, split: Split) -> Library:
+def _library(data: Path, split: Split, skip_bad: bool) -> Library:
     if split == "train":
-        return read_library(data, split)
+        return read_library(data, split, skip_bad=skip_bad)
     return Library(*read_clips(data / "clips", split), ())
 
 

@@ -6,7 +6,7 @@ its labels: what was heard there stays heard, and a fine tag nobody named stays 
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 import numpy as np
@@ -23,6 +23,8 @@ T = TypeVar("T")
 _FADE_SAMPLES = SAMPLE_RATE_HZ // 100
 _SHORT_SAMPLES = 3 * SAMPLE_RATE_HZ
 _EPSILON = 1e-9
+_LIMITS = {"snr_db": (-120, 120), "speed": (0.1, 10), "tilt_db": (-120, 120), "repeats": (1, 1000)}
+Probability = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
 class SceneSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -37,16 +39,29 @@ class SceneSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         tilt_db: gain at 10 kHz relative to 100 Hz, a straight line over log frequency.
         repeats: how often a clip shorter than three seconds sounds.
         reverberation: probability that an event gets a synthetic street's reverberation.
+
+    Raises:
+        ValueError: a range that is none, or probabilities of nothing.
     """
 
-    street_share: float = 0.6
+    street_share: Probability = 0.6
     street_events: tuple[float, ...] = (0.4, 0.35, 0.25)
     clip_events: tuple[float, ...] = (0.35, 0.35, 0.2, 0.1)
     snr_db: tuple[float, float] = (-6.0, 20.0)
     speed: tuple[float, float] = (0.88, 1.14)
     tilt_db: tuple[float, float] = (-12.0, 6.0)
     repeats: tuple[int, int] = (1, 5)
-    reverberation: float = 0.5
+    reverberation: Probability = 0.5
+
+    def __post_init__(self) -> None:
+        for name, (least, most) in _LIMITS.items():
+            low, high = getattr(self, name)
+            if not least <= low <= high <= most:
+                raise ValueError(f"{name} is a range (low, high) in [{least}, {most}], found {(low, high)}")
+        for name in ("street_events", "clip_events"):
+            weights = getattr(self, name)
+            if not (all(weight >= 0 for weight in weights) and 0 < sum(weights) < np.inf):
+                raise ValueError(f"{name} are probabilities, one of which is not 0; found {weights}")
 
 
 class SceneMixer:

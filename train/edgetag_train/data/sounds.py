@@ -206,16 +206,16 @@ def complete(labels: NDArray[np.float32]) -> NDArray[np.float32]:
     return labels
 
 
-def read_library(data: Path, split: Split) -> Library:
+def read_library(data: Path, split: Split, *, skip_bad: bool = False) -> Library:
     """The clips of `data/clips` and the recordings of `data` (or `data/sonyc`) that belong to `split`.
 
     Clips are held in memory; recordings, of which a dataset may have tens of gigabytes, are not.
 
     Raises:
-        InputError: a table or a clip cannot be read, or a recording is missing.
+        InputError: a table or a clip cannot be read, or a recording is missing (without `skip_bad`).
     """
     events, backgrounds = read_clips(data / "clips", split)
-    return Library(events, backgrounds, Recordings(open_dataset(data, [split])))
+    return Library(events, backgrounds, Recordings(open_dataset(data, [split], skip_bad=skip_bad)))
 
 
 def describe(data: Path, *, with_clips: bool) -> dict[str, object]:

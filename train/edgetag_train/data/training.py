@@ -43,7 +43,13 @@ def prepare(
     Raises:
         InputError: the data cannot be read, or a split that is needed is empty.
     """
-    train, about = _train(settings, data, cache, embedding, skip_bad)
+    splits = ["train"]
+    if validated and not settings.n_validation_scenes:
+        splits.append("validate")
+    recordings = open_dataset(data, splits, skip_bad=skip_bad)  # all are looked for before any is heard
+    if settings.n_scenes or (validated and settings.n_validation_scenes):
+        read_manifest(data / "clips")
+    train, about = _train(settings, data, recordings.of_split("train"), cache, embedding, skip_bad)
     if not validated:
         return TrainingData(train, about)
     if settings.n_validation_scenes:
@@ -52,7 +58,7 @@ def prepare(
         )
         source = "scenes of held-out clips"
     else:
-        validation = judged_recordings(data, "validate", cache, embedding=embedding, skip_bad=skip_bad)[1]
+        validation = _judged(recordings.of_split("validate").for_evaluation(), cache, embedding)
         source = "recordings of the split validate"
     stated = {"from": source, "windows": len(validation), "digest": validation.digest}
     return TrainingData(train, about | {"validation": stated}, validation)
@@ -66,8 +72,12 @@ def judged_recordings(
     Those that the team verified, where there are any in the split; all of it otherwise. Labels are as they
     were given: to conclude fine ones from coarse ones would judge a net on the kinds that are absent alone.
     """
-    dataset = open_dataset(data, [split], skip_bad=skip_bad).of_split(split).for_evaluation()
-    return dataset, recording_windows(
+    dataset = open_dataset(data, [split], skip_bad=skip_bad).for_evaluation()
+    return dataset, _judged(dataset, cache, embedding)
+
+
+def _judged(dataset: Dataset, cache: Path, embedding: Path | None) -> Windows:
+    return recording_windows(
         dataset,
         cache,
         labels=dataset.labels.binary(),
@@ -86,13 +96,10 @@ def held_out_scenes(
 
 
 def _train(
-    settings: Data, data: Path, cache: Path, embedding: Path | None, skip_bad: bool
+    settings: Data, data: Path, dataset: Dataset, cache: Path, embedding: Path | None, skip_bad: bool
 ) -> tuple[Windows, dict[str, Any]]:
-    if settings.n_scenes:
-        read_manifest(data / "clips")  # refused now, not after an hour of features
     parts, n_recordings = [], 0
     if settings.recordings:
-        dataset = open_dataset(data, ["train"], skip_bad=skip_bad).of_split("train")
         n_recordings = len(dataset)
         labels = dataset.labels.soft() if settings.soft else dataset.labels.binary(settings.agreement)
         parts.append(
@@ -116,6 +123,7 @@ def _train(
                 seed=settings.seed,
                 split="train",
                 embedding=embedding,
+                skip_bad=skip_bad,
             )
         )
     train = join(*parts)
@@ -125,6 +133,14 @@ def _train(
 
 def _backgrounds(data: Path, augmentation: Augmentation) -> tuple[Sound, ...]:
     """What augmentation adds as noise: the background clips of training, if the data has clips."""
-    if not augmentation.variants or not (data / "clips" / "manifest.csv").exists():
-        return ()
-    return read_clips(data / "clips", "train")[1]
+    return read_clips(data / "clips", "train")[1] if _has_noises(data, augmentation) else ()
+
+
+def _has_noises(data: Path, augmentation: Augmentation) -> bool:
+    noisy = augmentation.variants and augmentation.noise_share
+    return bool(noisy) and (data / "clips" / "manifest.csv").exists()
+
+
+def hears_clips(settings: Data, data: Path) -> bool:
+    """Whether training hears clips: in scenes, or as the noise of augmentation."""
+    return bool(settings.n_scenes) or (settings.recordings and _has_noises(data, settings.augmentation))

@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from edgetag.contract.errors import InputError
 from edgetag.contract.frontend import FLOOR_DB
 from edgetag_train.data.features import Windows
+from edgetag_train.fit import checkpoint as states
 from edgetag_train.fit.schedule import Schedule
 from edgetag_train.fit.stopping import Stop
 from edgetag_train.models.cnn import Fusion, TaggingNet
@@ -113,7 +114,7 @@ class Fitting:
 
         Raises:
             Stopped: asked to; the state is in `checkpoint`.
-            DivergedError: the loss is no number; `checkpoint` holds the last state that was good.
+            DivergedError: the loss or a weight is no number; `checkpoint` holds the last state that was good.
         """
         while not self.finished:
             started_s = time.monotonic()
@@ -138,6 +139,7 @@ class Fitting:
             self._step += 1
             on_step(self._step, len(batches))
             if stop.asked or time.monotonic() - self._saved_s > SAVE_EVERY_S:
+                self._check_weights()
                 self.save(checkpoint)
                 stop.check()
 
@@ -151,10 +153,7 @@ class Fitting:
         targets = torch.from_numpy(train.targets[batch]).to(self._device)
         loss = masked_loss(logits, targets, self._positive)
         if not torch.isfinite(loss):
-            raise DivergedError(
-                f"the loss is {loss.item()} in epoch {self.epoch + 1}, step {self._step + 1}; "
-                f"what was good before is kept. Look at the data, or lower the rate ({rate:g})"
-            )
+            raise self._diverged(f"the loss is {loss.item()} in", self._step + 1)
         self._optimiser.zero_grad()
         loss.backward()
         self._optimiser.step()
@@ -176,10 +175,13 @@ class Fitting:
 
     def _end_epoch(self, validation: Examples | None, judge: Judge, record: Record) -> Record:
         """Judge the net, keep it where it is the best so far, ask the schedule; the figures."""
+        self._check_weights()
         figures: dict[str, float] = {}
         loss = record["loss"]
         if validation is not None and self._keep:
             probabilities, loss = self.evaluate(validation)
+            if not math.isfinite(loss):
+                raise self._diverged(f"the validation loss is {loss} after", self._step)
             figures = judge(validation.targets, probabilities) | {"validation_loss": loss}
         heard = record | figures
         scores = {name: _score(figure, float(heard[figure])) for name, figure in self._keep.items()}
@@ -220,9 +222,20 @@ class Fitting:
 
     def save(self, path: Path) -> None:
         """Write the whole state, atomically."""
-        torch.save(self.state(), path.with_suffix(".tmp"))
-        path.with_suffix(".tmp").replace(path)
+        states.save(self.state(), path)
         self._saved_s = time.monotonic()
+
+    def _check_weights(self) -> None:
+        """Before they are kept: a gradient that is no number spoils them before any loss tells."""
+        if not all(tensor.isfinite().all() for tensor in self._net.state_dict().values()):
+            raise self._diverged("a weight is no finite number after", self._step)
+
+    def _diverged(self, what: str, step: int) -> DivergedError:
+        rate = self._optimiser.param_groups[0]["lr"]
+        return DivergedError(
+            f"{what} epoch {self.epoch + 1}, step {step}; "
+            f"what was good before is kept. Look at the data, or lower the rate ({rate:g})"
+        )
 
     def state(self) -> dict[str, Any]:
         """Everything that the next step depends on."""

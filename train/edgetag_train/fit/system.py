@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import msgspec
@@ -30,6 +31,8 @@ from edgetag_train.data.features import Windows
 from edgetag_train.data.sounds import INDEX
 from edgetag_train.data.training import TrainingData
 from edgetag_train.embedding import Embedding
+from edgetag_train.files import writing
+from edgetag_train.fit import checkpoint as states
 from edgetag_train.fit.loop import LAST, Examples, Fitting, Record, positive_weight
 from edgetag_train.fit.progress import Watcher, watch
 from edgetag_train.fit.stopping import Stop, stop_on_signals
@@ -62,6 +65,8 @@ def read_run(path: Path) -> Run:
     try:
         recipe = msgspec.json.decode((path / "recipe.json").read_bytes(), type=Recipe)
         provenance = msgspec.json.decode((path / "provenance.json").read_bytes(), type=dict)
+        if missing := {"data", "embedding"} - provenance.keys():
+            raise msgspec.ValidationError(f"provenance.json states no {sorted(missing)[0]}")
     except (OSError, msgspec.DecodeError) as error:
         raise InputError(f"{path} is no run directory ({error}); make one with: edgetag train fit") from error
     return Run(path, recipe, provenance)
@@ -114,12 +119,13 @@ def fit_system(
     Raises:
         InputError: `out` holds another run, or one while `resume` is false; nothing to train on.
         DivergedError: a loss is no number.
+        OutputError: `out` cannot be written.
         Stopped: a signal asked for an end; what was done is kept.
     """
-    run = _claim(out, recipe, _provenance(data, embedding, device, overrides), resume=resume)
-    if root is not None:
-        _take_root(run, root)
-    with stop_on_signals() as stop, watch() as watcher:
+    with writing(out), stop_on_signals() as stop, watch() as watcher:
+        run = _claim(out, recipe, _provenance(data, embedding, device, overrides), resume=resume)
+        if root is not None:
+            _take_root(run, root)
         for number, name in enumerate(net_names(recipe)):
             if not all(run.net_path(file).exists() for file in checkpoints(recipe, name)):
                 _fit_net(run, data, name, recipe.seed + number, device or torch.device("cpu"), stop, watcher)
@@ -139,26 +145,29 @@ def _fit_net(
     assert settings is not None
     dummy = recipe.branch_negatives == "dummy"
     train = examples(data.train, name, dummy=dummy)
+    if name == ROOT and len(train) < 2:
+        raise InputError(f"{len(train)} windows to train on; batch norm needs two at the least")
     if len(train) < 2 or (name != ROOT and not (train.targets[:, : len(outputs(name))] > 0).any()):
         log.warning("net left out: too few examples", net=name, category=_label(name), examples=len(train))
         return
     validation = examples(data.validation, name, dummy=dummy) if data.validation else None
     if validation is not None and not len(validation):
         validation = None
-    if validation is None and recipe.keeps_two:
+    keep = _keep(recipe, name, validation is not None)
+    if validation is None and keep:
         log.warning("no validation example: the best epoch is told by the training loss", net=name)
     fitting = Fitting(
         settings,
         train.targets.shape[1],
         fusion=recipe.fusion,
         positive=positive_weight(train.targets, settings.smoothing),
-        keep=_keep(recipe, name, validation is not None),
+        keep=keep,
         seed=seed,
         device=device,
     )
     partial_state = run.path / f"{name}.partial"
     if partial_state.exists():
-        fitting.restore(torch.load(partial_state, weights_only=True, map_location="cpu"))
+        _restore(fitting, partial_state)
     _forget_epochs_after(run.path / "history.jsonl", name, fitting.epoch)
     log.info("fitting", net=name, table=settings.table, examples=len(train), from_epoch=fitting.epoch + 1)
     kept = fitting.run(
@@ -174,6 +183,13 @@ def _fit_net(
         file = f"{ROOT}-{checkpoint}" if name == ROOT and checkpoint != LAST else name
         _save(run, file, weights)
     partial_state.unlink(missing_ok=True)
+
+
+def _restore(fitting: Fitting, partial_state: Path) -> None:
+    try:
+        fitting.restore(states.load(partial_state))
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:  # a state, but not this net's
+        raise states.damaged(partial_state, error) from error
 
 
 def _keep(recipe: Recipe, name: str, validated: bool) -> dict[str, str]:
@@ -215,23 +231,34 @@ def load_net(run: Run, name: str) -> TaggingNet:
     """A trained net of a run (`root-coarse`, `branch-1`), ready for inference, its dummy output dropped.
 
     Raises:
-        InputError: the run has no such net.
+        InputError: the run has no such net, or its file is damaged.
     """
     settings = run.recipe.root if name.startswith(ROOT) else run.recipe.branch
     assert settings is not None
     net = TaggingNet(settings.table, len(outputs(name)), fusion=run.recipe.fusion)
     try:
-        weights = torch.load(run.net_path(name), weights_only=True, map_location="cpu")["weights"]
+        weights = states.load(run.net_path(name))["weights"]
+        for part in ("weight", "bias"):
+            weights[f"{_LAST_LAYER}.{part}"] = weights[f"{_LAST_LAYER}.{part}"][: len(outputs(name))]
+        net.load_state_dict(weights)
     except FileNotFoundError:
         raise InputError(f"{run.path} holds no {name}.pt; go on with: edgetag train fit … --resume") from None
-    for part in ("weight", "bias"):
-        weights[f"{_LAST_LAYER}.{part}"] = weights[f"{_LAST_LAYER}.{part}"][: len(outputs(name))]
-    net.load_state_dict(weights)
+    except (KeyError, RuntimeError, TypeError) as error:  # a state, but not this net's
+        raise states.damaged(run.net_path(name), error) from error
     return net.eval()
 
 
 def branches_of(run: Run) -> list[str]:
-    """Names of the branch nets that the run holds."""
+    """Names of the branch nets that the run holds.
+
+    Raises:
+        InputError: one is being trained, or was when the run stopped.
+    """
+    if unfinished := sorted(path.stem for path in run.path.glob("*.partial")):
+        raise InputError(
+            f"{run.path} is not finished ({unfinished[0]} was in training); go on with: "
+            "edgetag train fit … --resume"
+        )
     return [name for name in net_names(run.recipe) if name != ROOT and run.net_path(name).exists()]
 
 
@@ -264,19 +291,31 @@ def _forget_epochs_after(history: Path, net: str, epoch: int) -> None:
     """Epochs noted but not saved will be trained, and noted, again."""
     if not history.exists():
         return
+    kept = [line for line, note in _notes(history) if note.net != net or note.epoch <= epoch]
+    unfinished = history.with_suffix(".tmp")
+    unfinished.write_bytes(b"".join(kept))
+    unfinished.replace(history)
+
+
+class _Note(msgspec.Struct, frozen=True):
+    net: str
+    epoch: int
+
+
+def _notes(history: Path) -> list[tuple[bytes, _Note]]:
+    """The lines of a history and which epoch each is of; a last one that was torn off is left out."""
     lines = history.read_bytes().splitlines(keepends=True)
-    notes = [msgspec.json.decode(line) for line in lines]
-    kept = [
-        line for line, note in zip(lines, notes, strict=True) if note["net"] != net or note["epoch"] <= epoch
-    ]
-    history.write_bytes(b"".join(kept))
+    if lines and not lines[-1].endswith(b"\n"):
+        lines.pop()
+    try:
+        return [(line, msgspec.json.decode(line, type=_Note)) for line in lines]
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{history} is damaged ({error}); restore it, or begin another run") from error
 
 
 def _save(run: Run, name: str, weights: Mapping[str, torch.Tensor]) -> None:
-    path = run.net_path(name)
     about = {"recipe": msgspec.to_builtins(run.recipe), "provenance": run.provenance}
-    torch.save({"weights": dict(weights)} | about, path.with_suffix(".tmp"))
-    path.with_suffix(".tmp").replace(path)
+    states.save({"weights": dict(weights)} | about, run.net_path(name))
 
 
 def _provenance(
@@ -284,7 +323,7 @@ def _provenance(
 ) -> dict[str, Any]:
     return {
         "edgetag": version("edgetag"),
-        "git": _git_commit(),
+        "git": git_commit(Path(__file__)),
         "torch": str(torch.__version__),
         "device": str(device or "cpu"),
         "threads": torch.get_num_threads(),
@@ -296,16 +335,49 @@ def _provenance(
     }
 
 
-def _git_commit() -> str | None:
-    """The commit of the trainer's own checkout; None where it was installed."""
-    here = Path(__file__).parent
+def git_commit(source: Path) -> str | None:
+    """The commit of the checkout that a source file is part of, `-dirty` where code was changed since.
+
+    None where the file is in no checkout, or only lies in one (an installation inside of another project's).
+    """
     try:
-        found = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        )
+        _git(source, "ls-files", "--error-unmatch", source.name)
+        changed = _git(source, "status", "--porcelain", "--untracked-files=no", ":(top)*.py", ":(top)*.yaml")
+        return _git(source, "rev-parse", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return found.stdout.strip()
+
+
+def _git(source: Path, *arguments: str) -> str:
+    command = ["git", "--no-optional-locks", "-C", str(source.parent), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def check_start(recipe: Recipe, out: Path, *, root: Path | None, resume: bool) -> None:
+    """Refuse what `fit_system` would refuse, before hours are spent on features.
+
+    Raises:
+        InputError: `out` holds another run, or one while `resume` is false; `root` is no such run.
+        OutputError: `out` cannot be written.
+    """
+    with writing(out):
+        _found(out, recipe, resume=resume)
+        TemporaryFile(dir=out).close()
+    if root is not None:
+        _matching_root(root, recipe)
+
+
+def _found(out: Path, recipe: Recipe, *, resume: bool) -> Run | None:
+    """The run to go on with in `out`, None where there is none yet."""
+    out.mkdir(parents=True, exist_ok=True)
+    if not (out / "recipe.json").exists():
+        return None
+    found = read_run(out)
+    if not resume:
+        raise InputError(f"{out} holds a run already; go on with it with --resume, or choose another folder")
+    if found.recipe != recipe:
+        raise InputError(f"{out} holds a run of another recipe; choose another folder")
+    return found
 
 
 def _claim(out: Path, recipe: Recipe, provenance: dict[str, Any], *, resume: bool) -> Run:
@@ -313,40 +385,42 @@ def _claim(out: Path, recipe: Recipe, provenance: dict[str, Any], *, resume: boo
 
     What may not differ: the recipe, the data, the embedding.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    if not (out / "recipe.json").exists():
+    found = _found(out, recipe, resume=resume)
+    if found is None:
         (out / "provenance.json").write_bytes(msgspec.json.format(msgspec.json.encode(provenance)))
         (out / "recipe.json").write_bytes(msgspec.json.format(msgspec.json.encode(recipe)))
         return Run(out, recipe, provenance)
-    found = read_run(out)
-    if not resume:
-        raise InputError(f"{out} holds a run already; go on with it with --resume, or choose another folder")
-    if found.recipe != recipe:
-        raise InputError(f"{out} holds a run of another recipe; choose another folder")
     for what in ("data", "embedding"):
         if found.provenance[what] != provenance[what]:
             raise InputError(f"{out} was begun with other {what}; choose another folder")
     return found
 
 
-def _take_root(run: Run, other: Path) -> None:
-    """Copy another run's root net, if it is the one that this run would train."""
+def _matching_root(other: Path, recipe: Recipe) -> Run:
+    """Another run, if its root net is the one that this recipe would train."""
     source = read_run(other)
     for key in ("seed", "data", "fusion", "root"):
-        if getattr(source.recipe, key) != getattr(run.recipe, key):
+        if getattr(source.recipe, key) != getattr(recipe, key):
             raise InputError(f"{other} has another {key} than this recipe; its root cannot be taken")
+    for name in checkpoints(recipe, ROOT):
+        if not source.net_path(name).exists():
+            raise InputError(f"{other} holds no {name}.pt; let it finish first")
+    return source
+
+
+def _take_root(run: Run, other: Path) -> None:
+    """Copy another run's root net, if it is the one that this run would train."""
+    source = _matching_root(other, run.recipe)
     for what in ("data", "embedding"):
         if source.provenance[what] != run.provenance[what]:
             raise InputError(f"{other} was run on other {what}; its root cannot be taken")
     for name in checkpoints(run.recipe, ROOT):
-        if not source.net_path(name).exists():
-            raise InputError(f"{other} holds no {name}.pt; let it finish first")
         run.net_path(name).write_bytes(source.net_path(name).read_bytes())
-    history = [
-        line
-        for line in (other / "history.jsonl").read_bytes().splitlines(keepends=True)
-        if msgspec.json.decode(line)["net"] == ROOT
-    ]
+    (run.path / f"{ROOT}.partial").unlink(missing_ok=True)
+    try:
+        history = [line for line, note in _notes(other / "history.jsonl") if note.net == ROOT]
+    except OSError as error:
+        raise InputError(f"{other / 'history.jsonl'} cannot be read ({error.strerror})") from error
     _forget_epochs_after(run.path / "history.jsonl", ROOT, 0)
     with (run.path / "history.jsonl").open("ab") as file:
         file.writelines(history)
