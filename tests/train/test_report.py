@@ -54,6 +54,7 @@ def make_run(
     seed: int = 1,
     embedding: dict[str, str] | None = STAND_IN,
     overrides: tuple[str, ...] = (),
+    watched: str = "recordings of the split validate",
     skill: float = 0.4,
 ) -> Path:
     """A run directory as training and evaluation leave it; real recordings have no fine labels."""
@@ -63,8 +64,8 @@ def make_run(
     whole = {"name": recipe, "seed": seed, "data": {"seed": seed}, "root": root, "branch": branch}
     (folder / "recipe.json").write_text(json.dumps(whole))
     counts = {"recordings": 89, "scenes": 1200, "windows": 1289}
-    watched = {"from": "recordings of the split validate", "windows": 63, "digest": "decaf"}
-    data = {"digest": f"c0ffee{seed}", "train": counts, "validation": watched}
+    validation = {"from": watched, "windows": 63, "digest": "decaf"}
+    data = {"digest": f"c0ffee{seed}", "train": counts, "validation": validation}
     provenance = {"edgetag": "0.1.0", "git": "275aae8", "torch": "2.13", "device": "cpu", "data": data}
     provenance |= {"started": "2026-11-22T10:00:00Z", "overrides": overrides, "embedding": embedding}
     (folder / "provenance.json").write_text(json.dumps(provenance))
@@ -168,6 +169,17 @@ def test_stand_in_is_said_plainly(tmp_path: Path) -> None:
     assert "random" not in text_of(
         page([make_run(tmp_path / "real", embedding=VGGISH)], tmp_path / "real.html")
     )
+
+
+def test_figures_that_flatter_are_said_to(tmp_path: Path) -> None:
+    """Epochs were chosen on a split, or on scenes of the very clips that the figures are of."""
+    both = ("validate", "scenes")
+    recordings = make_run(tmp_path / "recordings", splits=both)
+    scenes = make_run(tmp_path / "scenes", splits=both, watched="scenes of held-out clips")
+    unscored = make_run(tmp_path / "unscored", watched="scenes of held-out clips")
+    pages = [text_of(page([run], tmp_path / "page.html")) for run in (recordings, scenes, unscored)]
+    assert ["on that split flatter" in text for text in pages] == [True, False, False]
+    assert ["on “scenes” flatter a little" in text for text in pages] == [False, True, False]
 
 
 def test_published_figures_have_a_source() -> None:

@@ -251,6 +251,8 @@ def export_run(
         validated=False,
         skip_bad=skip_bad,
     )
+    if prepared.about["digest"] != run.provenance["data"]["digest"]:
+        log.warning("the run was fitted on other windows: calibration, priors and counts are of these")
     street = read_labels(data).of_split("train").binary()
     heard = street if recipe.data.n_scenes else street[:0]  # scenes have class priors of their own
     with writing(out):

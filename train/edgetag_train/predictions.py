@@ -18,8 +18,9 @@ from typing import Any, get_args
 
 import numpy as np
 
-from edgetag.contract.errors import InputError, OutputError
+from edgetag.contract.errors import InputError
 from edgetag.contract.taxonomy import SONYC_UST
+from edgetag_train.files import writing
 from edgetag_train.metrics import Level, Ties, evaluate
 
 NAME_COLUMN = "audio_filename"
@@ -65,14 +66,11 @@ def write_predictions(path: Path | str, filenames: Sequence[str], scores: np.nda
     levels = [level for level in ("fine", "coarse") if not np.isnan(scores[:, COLUMNS[level]]).all()]
     columns = [column for level in levels for column in range(*COLUMNS[level].indices(len(LABELS)))]
     _check(path, filenames, scores[:, columns], [LABELS[column] for column in columns])
-    try:
-        with path.open("w", encoding="utf-8", newline="") as file:
-            table = csv.writer(file)
-            table.writerow([NAME_COLUMN, *(LABELS[column] for column in columns)])
-            for name, row in zip(filenames, scores[:, columns].tolist(), strict=True):
-                table.writerow([name, *row])
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error}") from error
+    with writing(path), path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow([NAME_COLUMN, *(LABELS[column] for column in columns)])
+        for name, row in zip(filenames, scores[:, columns].tolist(), strict=True):
+            table.writerow([name, *row])
 
 
 def read_predictions(path: Path | str) -> Predictions:

@@ -57,6 +57,23 @@ class Run:
         return self.path / f"{name}.pt"
 
 
+class _StatedData(msgspec.Struct):
+    digest: str
+
+
+class _StatedEmbedding(msgspec.Struct):
+    kind: str
+    source: str
+    sha256: str
+
+
+class _Stated(msgspec.Struct):
+    """What a run's provenance must say for it to be gone on with, scored or exported."""
+
+    data: _StatedData
+    embedding: _StatedEmbedding | None
+
+
 def read_run(path: Path) -> Run:
     """
     Raises:
@@ -65,8 +82,7 @@ def read_run(path: Path) -> Run:
     try:
         recipe = msgspec.json.decode((path / "recipe.json").read_bytes(), type=Recipe)
         provenance = msgspec.json.decode((path / "provenance.json").read_bytes(), type=dict)
-        if missing := {"data", "embedding"} - provenance.keys():
-            raise msgspec.ValidationError(f"provenance.json states no {sorted(missing)[0]}")
+        msgspec.convert(provenance, _Stated)
     except (OSError, msgspec.DecodeError) as error:
         raise InputError(f"{path} is no run directory ({error}); make one with: edgetag train fit") from error
     return Run(path, recipe, provenance)

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from edgetag.contract.errors import InputError, OutputError
+from edgetag.contract.errors import InputError
 from edgetag.contract.taxonomy import SONYC_UST
+from edgetag_train.files import writing
 from edgetag_train.metrics import Level, curves
 from edgetag_train.paper import LevelFigures, Published, Table4, read_table4
 from edgetag_train.predictions import LEVELS
@@ -39,9 +40,10 @@ from edgetag_train.report.systems import (
 
 METRICS = {"micro_auprc": "micro AUPRC", "micro_f1": "micro F1", "macro_auprc": "macro AUPRC"}
 PUBLISHED_SPLIT = "validate"
+SCENES = "scenes"
 SPLITS = {
     "validate": "real street recordings; no training recording comes from their sensors",
-    "scenes": "scenes mixed from clips that were held out of training; every tag is labelled",
+    SCENES: "scenes mixed from clips that were held out of training; every tag is labelled",
 }
 
 
@@ -81,10 +83,8 @@ def write_report(runs: Sequence[Path], out: Path) -> None:
     page = make_page(
         [read_run(path) for path in {path.resolve(): path for path in runs}.values()], read_table4()
     )
-    try:
+    with writing(out):
         _write(page, out)
-    except OSError as error:
-        raise OutputError(f"{out}: cannot be written: {error}") from error
 
 
 def _write(page: Page, out: Path) -> None:
@@ -142,6 +142,16 @@ def _warnings(runs: Sequence[Run], published: Table4) -> Iterator[Text]:
             "that split flatter.",
             "warning",
         )
+    if any(run.provenance.data.watched_scenes and _has_split(run, SCENES) for run in runs):
+        yield Text(
+            "Checkpoints were chosen on other scenes of the same held-out clips, so the figures on "
+            f"“{SCENES}” flatter a little.",
+            "warning",
+        )
+
+
+def _has_split(run: Run, split: str) -> bool:
+    return any(evaluation.split == split for evaluation in run.evaluations)
 
 
 # -- one split ----------------------------------------------------------------------------------------------

@@ -51,6 +51,11 @@ class DataOrigin(msgspec.Struct, frozen=True):
         """Whether the best epochs were chosen on recordings of the split `validate`."""
         return "validate" in str(self.validation.get("from"))
 
+    @property
+    def watched_scenes(self) -> bool:
+        """Whether they were chosen on scenes of held-out clips."""
+        return "scenes" in str(self.validation.get("from"))
+
 
 class Provenance(msgspec.Struct, frozen=True):
     """Where a run comes from; None where it was not recorded."""
