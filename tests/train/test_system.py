@@ -21,16 +21,9 @@ from edgetag_train.data.training import TrainingData, hears_clips, prepare
 from edgetag_train.embedding import export_embedding, read_embedding
 from edgetag_train.evaluate import SCENES, bundle_scores, report, run_scores, score_bundle, systems
 from edgetag_train.export import export_run, prior_shift
-from edgetag_train.fit.system import (
-    check_start,
-    chosen_root,
-    examples,
-    fit_system,
-    git_commit,
-    load_net,
-    outputs,
-    read_run,
-)
+from edgetag_train.fit.begin import alone, check_start, git_commit
+from edgetag_train.fit.run import chosen_root, load_net, outputs, read_run
+from edgetag_train.fit.system import examples, fit_system
 from edgetag_train.recipe import Recipe, read_recipe
 from fakes_dataset import write_clips, write_streets
 
@@ -241,6 +234,31 @@ def copied(run: Path, folder: Path) -> Path:
     return folder
 
 
+def test_a_run_that_is_not_finished_is_not_used(
+    data: Path, cache: Path, prepared: TrainingData, run: Path, recipe: Recipe, tmp_path: Path
+) -> None:
+    """Killed before a branch's first save, it looks whole but for one file; gone on with, it is, and what was
+    scored before is forgotten."""
+    out = copied(run, tmp_path / "run")
+    (out / "finished.json").unlink()
+    (out / "branch-5.pt").unlink()
+    (out / "evaluation").mkdir()
+    with pytest.raises(InputError, match=r"not finished.*--resume"):
+        run_scores(read_run(out), data, "validate", cache, None)
+    with pytest.raises(InputError, match="not finished"):
+        export_run(out, data, tmp_path / "bundle", ("int8",), ABOUT, cache=cache)
+    assert not (tmp_path / "bundle").exists()
+    fit_system(recipe, prepared, out, resume=True)
+    assert not (out / "evaluation").exists()
+    assert run_scores(read_run(out), data, "validate", cache, None)
+
+
+def test_two_processes_do_not_fit_in_one_folder(prepared: TrainingData, run: Path, recipe: Recipe) -> None:
+    """The second one is told; the first is not disturbed."""
+    with alone(run), pytest.raises(InputError, match="another process"):
+        fit_system(recipe, prepared, run, resume=True)
+
+
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"PK\x03\x04"])
 def test_a_damaged_net_is_one_sentence(run: Path, tmp_path: Path, content: bytes) -> None:
     """Which file, and how to get it back; a net of another shape is no better."""
@@ -287,18 +305,6 @@ def test_provenance_that_says_nothing_is_refused(run: Path, tmp_path: Path, stat
     (out / "provenance.json").write_text(stated)
     with pytest.raises(InputError, match=r"no run directory .*(data|embedding)"):
         read_run(out)
-
-
-def test_an_unfinished_run_is_not_scored(data: Path, cache: Path, run: Path, tmp_path: Path) -> None:
-    """Branches that are still to come would be missing without a word."""
-    out = copied(run, tmp_path / "run")
-    (out / "branch-5.pt").unlink()
-    (out / "branch-5.partial").touch()
-    with pytest.raises(InputError, match=r"not finished \(branch-5.*--resume"):
-        run_scores(read_run(out), data, "validate", cache, None)
-    with pytest.raises(InputError, match="not finished"):
-        export_run(out, data, tmp_path / "bundle", ("int8",), ABOUT, cache=cache)
-    assert not (tmp_path / "bundle").exists()
 
 
 def test_what_a_fit_would_refuse_is_refused_before_it(run: Path, recipe: Recipe, tmp_path: Path) -> None:

@@ -105,8 +105,9 @@ def fit(
     """
     from edgetag_train.data.features import default_cache
     from edgetag_train.data.training import prepare
+    from edgetag_train.fit.begin import check_start
     from edgetag_train.fit.stopping import Stopped
-    from edgetag_train.fit.system import check_start, fit_system
+    from edgetag_train.fit.system import fit_system
     from edgetag_train.recipe import read_recipe
 
     read = read_recipe(recipe, overrides or [])
@@ -280,7 +281,7 @@ def _scored(
     """Scores by system of a bundle or a run. A run keeps its scores, for `edgetag train report`."""
     from edgetag_train.data.features import default_cache
     from edgetag_train.evaluate import bundle_scores, run_scores
-    from edgetag_train.fit.system import check_embedding, read_run
+    from edgetag_train.fit.run import EVALUATION, check_embedding, read_run
 
     if (target / "bundle.yaml").exists():
         from edgetag.tagging.tagger import Tagger
@@ -292,7 +293,7 @@ def _scored(
     fp32 = found and found.paths["fp32"]
     scored = run_scores(run, data, split, cache or default_cache(), fp32, skip_bad=skip_bad)
     for name, one in scored.items():
-        one.save(target / "evaluation" / split / f"{name}.npz")
+        one.save(target / EVALUATION / split / f"{name}.npz")
     return scored
 
 

@@ -23,7 +23,7 @@ from edgetag_train.data.sounds import Library, Sound, read_clips, read_window
 from edgetag_train.data.training import held_out_scenes, judged_recordings
 from edgetag_train.files import writing
 from edgetag_train.fit.loop import EVALUATION_BATCH, plain
-from edgetag_train.fit.system import ROOT, Run, branches_of, checkpoints, chosen_root, load_net, outputs
+from edgetag_train.fit.run import ROOT, Run, branches_of, checkpoints, chosen_root, load_net, outputs
 from edgetag_train.metrics import evaluate
 from edgetag_train.predictions import figures, read_predictions
 

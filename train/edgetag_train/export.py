@@ -51,7 +51,7 @@ from edgetag_train.data.training import hears_clips, prepare
 from edgetag_train.embedding import Embedding
 from edgetag_train.evaluate import score_bundle, score_scenes
 from edgetag_train.files import writing
-from edgetag_train.fit.system import (
+from edgetag_train.fit.run import (
     ROOT,
     Run,
     branches_of,

@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 
 from edgetag.contract.errors import InputError
+from edgetag_train.fit.run import EVALUATION
 from edgetag_train.predictions import figures
 
 T = TypeVar("T")
@@ -134,7 +135,7 @@ def read_run(path: Path) -> Run:
     recipe = _decode(path / "recipe.json", dict[str, Any])
     if not isinstance(recipe.get("name"), str) or not isinstance(recipe.get("seed"), int):
         raise InputError(f"{path / 'recipe.json'}: a recipe has a name and a seed")
-    files = sorted((path / "evaluation").glob("*/*.npz"))
+    files = sorted((path / EVALUATION).glob("*/*.npz"))
     if not files:
         raise InputError(f"{path}: the run was not evaluated; run `edgetag train evaluate {path}`")
     return Run(

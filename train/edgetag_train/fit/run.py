@@ -1,0 +1,145 @@
+"""A run directory: what it was begun with, and the nets it holds.
+
+It holds
+
+- `recipe.json`, the whole recipe, and `provenance.json`, what it was run on and with;
+- `root-coarse.pt` and `root-fine.pt`, the root's best checkpoints (`root.pt`, where the recipe keeps the
+  running mean), and `branch-<id>.pt`; each with its recipe and provenance;
+- `history.jsonl`, a line per epoch;
+- `<net>.partial`, the whole state of the net that was being fitted when the run stopped;
+- `finished.json`, once all nets are fitted: those left out, for want of examples;
+- `evaluation/<split>/<system>.npz`, truth and scores, once it has been evaluated.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edgetag.contract.errors import InputError
+from edgetag.contract.taxonomy import SONYC_UST
+from edgetag_train.embedding import Embedding
+from edgetag_train.fit import checkpoint as states
+from edgetag_train.models.cnn import TaggingNet
+from edgetag_train.recipe import Recipe
+
+ROOT = "root"
+FINISHED = "finished.json"
+EVALUATION = "evaluation"
+_LAST_LAYER = "classifier.7"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory and what it was begun with."""
+
+    path: Path
+    recipe: Recipe
+    provenance: dict[str, Any]
+
+    def net_path(self, name: str) -> Path:
+        return self.path / f"{name}.pt"
+
+
+class _StatedData(msgspec.Struct):
+    digest: str
+
+
+class _StatedEmbedding(msgspec.Struct):
+    kind: str
+    source: str
+    sha256: str
+
+
+class _Stated(msgspec.Struct):
+    """What a run's provenance must say for it to be gone on with, scored or exported."""
+
+    data: _StatedData
+    embedding: _StatedEmbedding | None
+
+
+def read_run(path: Path) -> Run:
+    """
+    Raises:
+        InputError: `path` is no run directory.
+    """
+    try:
+        recipe = msgspec.json.decode((path / "recipe.json").read_bytes(), type=Recipe)
+        provenance = msgspec.json.decode((path / "provenance.json").read_bytes(), type=dict)
+        msgspec.convert(provenance, _Stated)
+    except (OSError, msgspec.DecodeError) as error:
+        raise InputError(f"{path} is no run directory ({error}); make one with: edgetag train fit") from error
+    return Run(path, recipe, provenance)
+
+
+def outputs(net: str) -> tuple[str, ...]:
+    """Tag ids of a net's outputs: every tag for `root`, a category's fine tags for `branch-<id>`."""
+    if net.startswith(ROOT):
+        return SONYC_UST.ids
+    return tuple(tag.id for tag in SONYC_UST.category(net.removeprefix("branch-")).fine)
+
+
+def net_names(recipe: Recipe) -> tuple[str, ...]:
+    """`root`, then the branches in taxonomy order, if the recipe has any."""
+    branches = (f"branch-{id}" for id in SONYC_UST.branch_ids) if recipe.branch else ()
+    return (ROOT, *branches)
+
+
+def checkpoints(recipe: Recipe, net: str) -> tuple[str, ...]:
+    """Names of the files (less `.pt`) that a fitted net leaves."""
+    if net != ROOT:
+        return (net,)
+    return ("root-coarse", "root-fine") if recipe.keeps_two else (ROOT,)
+
+
+def chosen_root(recipe: Recipe) -> str:
+    """The root checkpoint that the system stands on."""
+    return f"root-{recipe.root_checkpoint}" if recipe.keeps_two else ROOT
+
+
+def load_net(run: Run, name: str) -> TaggingNet:
+    """A trained net of a run (`root-coarse`, `branch-1`), ready for inference, its dummy output dropped.
+
+    Raises:
+        InputError: the run has no such net, or its file is damaged.
+    """
+    settings = run.recipe.root if name.startswith(ROOT) else run.recipe.branch
+    assert settings is not None
+    net = TaggingNet(settings.table, len(outputs(name)), fusion=run.recipe.fusion)
+    try:
+        weights = states.load(run.net_path(name))["weights"]
+        for part in ("weight", "bias"):
+            weights[f"{_LAST_LAYER}.{part}"] = weights[f"{_LAST_LAYER}.{part}"][: len(outputs(name))]
+        net.load_state_dict(weights)
+    except FileNotFoundError:
+        raise InputError(f"{run.path} holds no {name}.pt; go on with: edgetag train fit … --resume") from None
+    except (KeyError, RuntimeError, TypeError) as error:  # a state, but not this net's
+        raise states.damaged(run.net_path(name), error) from error
+    return net.eval()
+
+
+def branches_of(run: Run) -> list[str]:
+    """Names of the branch nets that the run holds.
+
+    Raises:
+        InputError: it is not finished.
+    """
+    if not (run.path / FINISHED).exists():
+        raise InputError(f"{run.path} is not finished; go on with: edgetag train fit … --resume")
+    return [name for name in net_names(run.recipe) if name != ROOT and run.net_path(name).exists()]
+
+
+def check_embedding(run: Run, embedding: Embedding | None) -> None:
+    """
+    Raises:
+        InputError: the run was fitted with another embedding, or with none, or with one.
+    """
+    stated = run.provenance["embedding"]
+    if stated is None and embedding is not None:
+        raise InputError(f"the nets of {run.path} take no embedding")
+    if stated is not None and (embedding is None or embedding.sha256["fp32"] != stated["sha256"]):
+        raise InputError(
+            f"{run.path} was fitted with the embedding {stated['kind']} ({stated['source']}, sha256 "
+            f"{stated['sha256'][:12]}…); give its folder with --embedding"
+        )
