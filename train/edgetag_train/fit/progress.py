@@ -51,12 +51,12 @@ class BarWatcher:
 
     def on_epoch(self, net: str, record: Record) -> None:
         line = "  ".join(f"{key} {_short(value)}" for key, value in record.items())
-        self._progress.console.print(f"{net}  {line}", markup=False)
+        self._progress.console.print(f"{net}  {line}", markup=False, highlight=False)
 
 
 @contextmanager
 def watch() -> Iterator[Watcher]:
-    """A bar where stderr is a terminal, log lines elsewhere."""
+    """A bar where stderr is a terminal, log lines elsewhere. While it stands, nobody else should write there."""
     if not sys.stderr.isatty():
         yield LogWatcher()
         return

@@ -20,7 +20,7 @@ from edgetag_train.files import writing
 from edgetag_train.fit import checkpoint as states
 from edgetag_train.fit.begin import alone, claim, forget_epochs_after, note_epoch, provenance, take_root
 from edgetag_train.fit.loop import LAST, Examples, Fitting, Record, positive_weight
-from edgetag_train.fit.progress import Watcher, watch
+from edgetag_train.fit.progress import watch
 from edgetag_train.fit.run import EVALUATION, FINISHED, ROOT, Run, checkpoints, net_names, outputs
 from edgetag_train.fit.stopping import Stop, stop_on_signals
 from edgetag_train.metrics import evaluate
@@ -55,14 +55,14 @@ def fit_system(
         OutputError: `out` cannot be written.
         Stopped: a signal asked for an end; what was done is kept.
     """
-    with writing(out), alone(out), stop_on_signals() as stop, watch() as watcher:
+    with writing(out), alone(out), stop_on_signals() as stop:
         run = claim(out, recipe, provenance(data, embedding, device, overrides), resume=resume)
         if root is not None:
             take_root(run, root)
         (out / FINISHED).unlink(missing_ok=True)
         for number, name in enumerate(net_names(recipe)):
             if not _is_fitted(run, name):
-                _fit_net(run, data, name, recipe.seed + number, device or torch.device("cpu"), stop, watcher)
+                _fit_net(run, data, name, recipe.seed + number, device or torch.device("cpu"), stop)
         left_out = [name for name in net_names(recipe) if not _is_fitted(run, name)]
         (out / FINISHED).write_bytes(msgspec.json.encode({"left_out": left_out}))
 
@@ -78,7 +78,6 @@ def _fit_net(
     seed: int,
     device: torch.device,
     stop: Stop,
-    watcher: Watcher,
 ) -> None:
     recipe = run.recipe
     settings = recipe.root if name == ROOT else recipe.branch
@@ -113,19 +112,21 @@ def _fit_net(
     forget_epochs_after(history, name, fitting.epoch)
     log.info("fitting", net=name, table=settings.table, examples=len(train), from_epoch=fitting.epoch + 1)
 
-    def on_epoch(record: Record) -> None:
-        note_epoch(history, name, record)
-        watcher.on_epoch(name, record)
+    with watch() as watcher:
 
-    kept = fitting.run(
-        train,
-        validation,
-        judge_root if name == ROOT else lambda targets, probabilities: {},
-        checkpoint=partial_state,
-        stop=stop,
-        on_step=watcher.on_step,
-        on_epoch=on_epoch,
-    )
+        def on_epoch(record: Record) -> None:
+            note_epoch(history, name, record)
+            watcher.on_epoch(name, record)
+
+        kept = fitting.run(
+            train,
+            validation,
+            judge_root if name == ROOT else lambda targets, probabilities: {},
+            checkpoint=partial_state,
+            stop=stop,
+            on_step=watcher.on_step,
+            on_epoch=on_epoch,
+        )
     for checkpoint, weights in kept.items():
         file = f"{ROOT}-{checkpoint}" if name == ROOT and checkpoint != LAST else name
         _save(run, file, weights)
