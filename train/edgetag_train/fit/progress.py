@@ -56,7 +56,7 @@ class BarWatcher:
 
 @contextmanager
 def watch() -> Iterator[Watcher]:
-    """A bar where stderr is a terminal, log lines elsewhere. While it stands, nobody else should write there."""
+    """A bar where stderr is a terminal, log lines elsewhere. While it stands nobody else may write there."""
     if not sys.stderr.isatty():
         yield LogWatcher()
         return
