@@ -195,11 +195,8 @@ def test_events_are_typed_structs(tagger: Tagger) -> None:
 @pytest.mark.shared
 def test_the_starter_names_real_streets_more_often_than_not(shared: Path) -> None:
     """On most of the held-out recordings more than half of the tags present are named."""
-    annotations = pytest.importorskip("edgetag_train.data.sounds")
-    from edgetag_train.evaluate import predict, report
-
-    recordings = annotations.read_recordings(shared / "audio" / "sonyc", "validate")
-    found = report(np.stack([sound.labels for sound in recordings]), predict(Tagger.load(), recordings))
+    evaluate = pytest.importorskip("edgetag_train.evaluate")
+    found = evaluate.score_bundle(Tagger.load(), shared / "audio", "validate")
     stated = Tagger.load().bundle.manifest.metrics
     assert found["mostly_named"] > 0.5
     assert found["coarse_micro_auprc"] == pytest.approx(stated["coarse_micro_auprc"], abs=0.01)

@@ -4,12 +4,13 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
+import structlog
 import typer
 
 from edgetag.cli import main
@@ -38,7 +39,7 @@ Edgetag = Callable[..., Said]
 
 
 @pytest.fixture
-def edgetag(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Edgetag:
+def edgetag(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Edgetag]:
     def run(*arguments: object) -> Said:
         monkeypatch.setattr(sys, "argv", ["edgetag", *map(str, arguments)])
         try:
@@ -48,7 +49,8 @@ def edgetag(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
             code = int(end.code or 0)
         return Said(code, *capsys.readouterr())
 
-    return run
+    yield run
+    structlog.reset_defaults()  # `main` logs to this test's stderr, which ends with it
 
 
 def refused(said: Said, code: int, *parts: str) -> None:

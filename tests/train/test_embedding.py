@@ -111,9 +111,9 @@ def test_nothing_tells_where_it_was_made(exported: Embedding) -> None:
 
 def test_an_older_embedding_makes_room(net: Small, calibration: NDArray[np.float32], folder: Path) -> None:
     """Nothing of it is left."""
-    new = export_embedding(net, folder, kind="b", source="", calibration=calibration, variants=("int8",))
-    assert new.paths.keys() == {"int8"}
-    assert sorted(file.name for file in folder.iterdir()) == ["embedding.int8.onnx", "embedding.yaml"]
+    new = export_embedding(net, folder, kind="b", source="", calibration=calibration, int8=False)
+    assert new.paths.keys() == {"fp32"}
+    assert sorted(file.name for file in folder.iterdir()) == ["embedding.fp32.onnx", "embedding.yaml"]
     assert read_embedding(folder) == new
 
 
@@ -131,9 +131,7 @@ def test_other_folders_are_left_alone(net: Small, calibration: NDArray[np.float3
 def _other_shape(folder: Path) -> None:
     """A net of 64 values a patch, with its own hash."""
     torch.manual_seed(0)
-    made = export_embedding(
-        Small(64), folder, kind="", source="", calibration=np.empty(0), variants=("fp32",)
-    )
+    made = export_embedding(Small(64), folder, kind="", source="", calibration=np.empty(0), int8=False)
     assert made.paths.keys() == {"fp32"}
 
 

@@ -63,7 +63,7 @@ def export_embedding(
     kind: str,
     source: str,
     calibration: NDArray[np.float32],
-    variants: tuple[Variant, ...] = VARIANTS,
+    int8: bool = True,
 ) -> Embedding:
     """Write an embedding folder.
 
@@ -76,7 +76,7 @@ def export_embedding(
         kind: as events' and manifests' readers shall know it.
         source: where the weights come from.
         calibration: patches that show the range of every activation.
-        variants: which to keep.
+        int8: whether an int8 variant is wanted beside the fp32 one, which training takes.
 
     Shape: net [10, 96, 64] -> [10, 128], calibration [n, 10, 96, 64]
 
@@ -88,11 +88,10 @@ def export_embedding(
     paths: dict[Variant, Path] = {variant: out / f"embedding.{variant}.onnx" for variant in VARIANTS}
     with writing(out):
         save_onnx(net, {PATCHES_INPUT: PATCHES_SHAPE}, EMBEDDING_INPUT, paths["fp32"])
-        if "int8" in variants:
+        if int8:
             feeds = ({PATCHES_INPUT: patches} for patches in calibration)
             quantise(paths["fp32"], paths["int8"], feeds, lambda layers: layers[-1:])
-        if "fp32" not in variants:
-            paths["fp32"].unlink()
+        variants = VARIANTS if int8 else VARIANTS[:1]
         files = {variant: File(paths[variant].name, _sha256(paths[variant])) for variant in variants}
         stated = _Stated("edgetag.embedding/1", kind, source, files)
         text = yaml.safe_dump(msgspec.to_builtins(stated), sort_keys=False, allow_unicode=True, width=100)
