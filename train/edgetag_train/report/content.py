@@ -43,7 +43,7 @@ PUBLISHED_SPLIT = "validate"
 SCENES = "scenes"
 SPLITS = {
     "validate": "real street recordings; no training recording comes from their sensors",
-    SCENES: "scenes mixed from clips that were held out of training; every tag is labelled",
+    SCENES: "scenes mixed from clips that were held out of training; labels are those of the clips",
 }
 
 
