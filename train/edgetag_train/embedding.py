@@ -16,11 +16,11 @@ import yaml
 from numpy.typing import NDArray
 from torch import nn
 
-from edgetag.contract.errors import BundleError, InputError
+from edgetag.contract.errors import InputError
 from edgetag.contract.manifest import EMBEDDING_INPUT, File, Variant
-from edgetag.tagging.bundle import EMBEDDING_OUTPUT_SHAPE, PATCHES_INPUT, PATCHES_SHAPE, OnnxNet
-from edgetag_train.data.patches import recorded_patches, street_patches
-from edgetag_train.files import writing
+from edgetag.tagging.bundle import PATCHES_INPUT, PATCHES_SHAPE
+from edgetag_train.data.patches import check_embedding_net, recorded_patches, street_patches
+from edgetag_train.files import sha256_of, writing
 from edgetag_train.models.vggish import random_vggish, read_vggish
 from edgetag_train.onnx_net import quantise, save_onnx
 
@@ -92,7 +92,7 @@ def export_embedding(
             feeds = ({PATCHES_INPUT: patches} for patches in calibration)
             quantise(paths["fp32"], paths["int8"], feeds, lambda layers: layers[-1:])
         variants = VARIANTS if int8 else VARIANTS[:1]
-        files = {variant: File(paths[variant].name, _sha256(paths[variant])) for variant in variants}
+        files = {variant: File(paths[variant].name, sha256_of(paths[variant])) for variant in variants}
         stated = _Stated("edgetag.embedding/1", kind, source, files)
         text = yaml.safe_dump(msgspec.to_builtins(stated), sort_keys=False, allow_unicode=True, width=100)
         (out / MANIFEST_NAME).write_text(text, encoding="utf-8")
@@ -130,7 +130,7 @@ def export_vggish(
 
 
 def _origin(path: Path) -> str:
-    return f"{path.name} (sha256 {_sha256(path)})"
+    return f"{path.name} (sha256 {sha256_of(path)})"
 
 
 def read_embedding(folder: Path) -> Embedding:
@@ -166,17 +166,9 @@ def _check_net(path: Path, sha256: str) -> None:
                 f"{path} is damaged or was altered: its sha256 is {found[:12]}…, "
                 f"{MANIFEST_NAME} states {sha256[:12]}…"
             )
-        net = OnnxNet(data, str(path))
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})") from error
-    except BundleError as error:
-        raise InputError(str(error)) from error
-    shapes = (net.inputs, net.outputs)
-    expected = ({PATCHES_INPUT: PATCHES_SHAPE}, {EMBEDDING_INPUT: EMBEDDING_OUTPUT_SHAPE})
-    if shapes != expected:
-        raise InputError(
-            f"{path} maps {shapes[0]} to {shapes[1]}; an embedding {expected[0]} to {expected[1]}"
-        )
+    check_embedding_net(data, path)
 
 
 def _embedding(folder: Path, stated: _Stated) -> Embedding:
@@ -201,8 +193,3 @@ def _make_room(out: Path) -> None:
 
 def _megabytes(paths: dict[Variant, Path], variants: tuple[Variant, ...]) -> dict[Variant, str]:
     return {variant: f"{paths[variant].stat().st_size / 1e6:.2f} MB" for variant in variants}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

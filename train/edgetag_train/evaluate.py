@@ -23,7 +23,16 @@ from edgetag_train.data.sounds import Library, Sound, read_clips, read_window
 from edgetag_train.data.training import held_out_scenes, judged_recordings
 from edgetag_train.files import writing
 from edgetag_train.fit.loop import EVALUATION_BATCH, plain
-from edgetag_train.fit.run import ROOT, Run, branches_of, checkpoints, chosen_root, load_net, outputs
+from edgetag_train.fit.run import (
+    ROOT,
+    Run,
+    branches_of,
+    checkpoints,
+    chosen_root,
+    coarse_id,
+    load_net,
+    outputs,
+)
 from edgetag_train.metrics import evaluate
 from edgetag_train.predictions import figures, read_predictions
 
@@ -166,17 +175,17 @@ def cascade_scores(run: Run, root: str, branches: Sequence[str], windows: Window
         fired(dict(zip(SONYC_UST.coarse_ids, row[:n_coarse].tolist(), strict=True)), run.recipe.cascade)
         for row in coarse_and_fine
     ]
+    ids = {coarse_id(branch): branch for branch in branches}
     refined: dict[tuple[str, int], list[float]] = {}
-    for branch in branches:
-        id = branch.removeprefix("branch-")
-        rows = np.array([k for k, ids in enumerate(fires) if id in ids], dtype=np.intp)
+    for id, branch in ids.items():
+        rows = np.array([k for k, fired_ids in enumerate(fires) if id in fired_ids], dtype=np.intp)
         found = net_scores(run, branch, windows, rows)
         refined.update(((id, int(k)), row.tolist()) for k, row in zip(rows, found, strict=True))
     scores = np.empty((len(windows), len(SONYC_UST.ids)), np.float32)
     for k, row in enumerate(coarse_and_fine):
         heard = run_cascade(
             row.tolist(),
-            [branch.removeprefix("branch-") for branch in branches],
+            ids,
             lambda id, k=k: refined[id, k],
             taxonomy=SONYC_UST,
             rule=run.recipe.cascade,

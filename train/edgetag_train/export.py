@@ -5,7 +5,6 @@ output is a probability. Static int8 quantisation (QDQ, signed activations, one 
 of the weights) is calibrated on training scenes.
 """
 
-import hashlib
 import shutil
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -50,13 +49,14 @@ from edgetag_train.data.sounds import INDEX, describe
 from edgetag_train.data.training import hears_clips, prepare
 from edgetag_train.embedding import Embedding
 from edgetag_train.evaluate import score_bundle, score_scenes
-from edgetag_train.files import writing
+from edgetag_train.files import sha256_of, writing
 from edgetag_train.fit.run import (
     ROOT,
     Run,
     branches_of,
     check_embedding,
     chosen_root,
+    coarse_id,
     load_net,
     outputs,
     read_run,
@@ -183,7 +183,7 @@ def write_bundle(
         fusion=run.recipe.fusion,
         cascade=Cascade(policy, run.recipe.cascade.threshold),
         root=nets.pop(ROOT),
-        branches={name.removeprefix("branch-"): net for name, net in nets.items()},
+        branches={coarse_id(name): net for name, net in nets.items()},
         golden=Golden("golden.npz", sha256_of(out / "golden.npz")),
         thresholds=dict.fromkeys(SONYC_UST.ids, 0.5),
         **about,
@@ -316,8 +316,3 @@ def _empty(out: Path) -> None:
         )
     for file in out.iterdir():
         file.unlink()
-
-
-def sha256_of(path: Path) -> str:
-    """Of a file's content, in hexadecimal digits."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,5 +1,6 @@
-"""What is written for others to read: in one sentence, where it cannot be."""
+"""Files: what they hold, and in one sentence that they cannot be written."""
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,3 +20,13 @@ def writing(where: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or error
         raise OutputError(f"{error.filename or where} cannot be written ({reason})") from error
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file's content, in hexadecimal digits.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -22,6 +22,7 @@ from edgetag.contract.errors import InputError
 from edgetag.contract.taxonomy import SONYC_UST
 from edgetag_train.files import writing
 from edgetag_train.metrics import Level, Ties, evaluate
+from edgetag_train.sentences import some
 
 NAME_COLUMN = "audio_filename"
 LEVELS: tuple[Level, ...] = get_args(Level)
@@ -30,7 +31,6 @@ COLUMNS = {
     "coarse": slice(0, len(SONYC_UST.coarse_ids)),
     "fine": slice(len(SONYC_UST.coarse_ids), len(SONYC_UST.ids)),
 }
-N_NAMED = 3  # how many columns or recordings a message names
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +85,7 @@ def read_predictions(path: Path | str) -> Predictions:
     levels = [level for level in LEVELS if any(label in header for label in LABELS[COLUMNS[level]])]
     wanted = [label for level in levels or LEVELS for label in LABELS[COLUMNS[level]]]
     if missing := [label for label in (NAME_COLUMN, *wanted) if label not in header]:
-        raise InputError(f"{path}: missing columns: {_some(missing)} (DCASE 2019 Task 5 submission format)")
+        raise InputError(f"{path}: missing columns: {some(missing)} (DCASE 2019 Task 5 submission format)")
     filenames = tuple(row[header.index(NAME_COLUMN)] for row in rows)
     scores = np.full((len(rows), len(LABELS)), np.nan)
     for label in wanted:
@@ -126,7 +126,7 @@ def figures(
     if missing := [name for name in truth_filenames if name not in row_of]:
         raise InputError(
             f"no prediction for {len(missing)} of the {len(truth_filenames)} recordings of split {split!r}: "
-            f"{_some(missing)}"
+            f"{some(missing)}"
         )
     matched = np.asarray(scores)[[row_of[name] for name in truth_filenames]]
     reasons = {level: why for level in LEVELS if (why := _why_not(truth, matched, level, split))}
@@ -199,8 +199,3 @@ def _check(path: Path, filenames: Sequence[str], scores: np.ndarray, labels: Seq
 
 def _repeated(names: Iterable[str]) -> str | None:
     return next((name for name, count in Counter(names).items() if count > 1), None)
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - N_NAMED} more" if len(names) > N_NAMED else ""
-    return ", ".join(names[:N_NAMED]) + more

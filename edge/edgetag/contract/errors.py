@@ -40,3 +40,8 @@ class OutputError(EdgetagError):
     """Events cannot be written where they were asked for: a full disk, a closed stdout."""
 
     exit_code = 5
+
+
+def first_line(error: Exception) -> str:
+    """What another library's error says, in one line for a sentence of ours; its type, if it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -17,7 +17,7 @@ import onnxruntime
 import yaml
 from numpy.typing import NDArray
 
-from edgetag.contract.errors import BundleError
+from edgetag.contract.errors import BundleError, first_line
 from edgetag.contract.frontend import VGGISH_N_MELS, VGGISH_N_PATCHES, VGGISH_PATCH_FRAMES, WINDOW_SAMPLES
 from edgetag.contract.manifest import (
     EMBEDDING_INPUT,
@@ -50,7 +50,7 @@ class OnnxNet:
             self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime has no common base of its own errors
             raise BundleError(
-                f"{name} is not an ONNX net this runtime can load ({_first_line(error)})"
+                f"{name} is not an ONNX net this runtime can load ({first_line(error)})"
             ) from error
         self.inputs: dict[str, Shape] = {i.name: tuple(i.shape) for i in self._session.get_inputs()}
         self.outputs: dict[str, Shape] = {o.name: tuple(o.shape) for o in self._session.get_outputs()}
@@ -136,7 +136,7 @@ def _manifest(text: bytes, path: Path) -> Manifest:
     try:
         stated = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise BundleError(f"{path / MANIFEST_NAME} is not YAML ({_first_line(error)})") from error
+        raise BundleError(f"{path / MANIFEST_NAME} is not YAML ({first_line(error)})") from error
     if not isinstance(stated, dict) or stated.get("format") != FORMAT:
         found = stated.get("format") if isinstance(stated, dict) else type(stated).__name__
         raise BundleError(f"{path} has format {found!r}; this edgetag reads {FORMAT!r}")
@@ -208,7 +208,3 @@ def _read(path: Path, name: str) -> bytes:
 
 def _shapes(tensors: Mapping[str, Shape]) -> str:
     return ", ".join(f"{name!r} {'×'.join(map(str, shape))}" for name, shape in tensors.items())
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -24,13 +24,13 @@ from numpy.typing import NDArray
 
 from edgetag.contract.errors import InputError
 from edgetag.contract.taxonomy import SONYC_UST
+from edgetag_train.sentences import some
 
 TRAIN_SPLIT = "train"
 VERIFIED_ANNOTATOR = 0
 PRESENCE = "_presence"
 PRESENCE_COLUMNS = tuple(f"{SONYC_UST.tags[tag_id].label}{PRESENCE}" for tag_id in SONYC_UST.ids)
 ROW_COLUMNS = ("split", "sensor_id", "audio_filename", "annotator_id")
-N_NAMED = 3  # how many columns a message names
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,17 +170,12 @@ def _read(path: Path) -> pd.DataFrame:
     except (OSError, ValueError) as error:  # pandas' parser errors and bad UTF-8 are ValueErrors
         raise InputError(f"{path}: not a readable annotation table: {error}") from error
     if missing := [column for column in (*ROW_COLUMNS, *PRESENCE_COLUMNS) if column not in table]:
-        raise InputError(f"{path}: missing columns: {_named(missing)} (SONYC-UST schema, v1 or v2)")
+        raise InputError(f"{path}: missing columns: {some(missing)} (SONYC-UST schema, v1 or v2)")
     if unknown := [column for column in table if column not in (*ROW_COLUMNS, *PRESENCE_COLUMNS)]:
-        raise InputError(f"{path}: columns of tags that {SONYC_UST.name} does not have: {_named(unknown)}")
+        raise InputError(f"{path}: columns of tags that {SONYC_UST.name} does not have: {some(unknown)}")
     if table.empty:
         raise InputError(f"{path}: an annotation table without rows")
     return table.assign(annotator_id=_annotator_ids(table["annotator_id"], path))
-
-
-def _named(columns: Sequence[str]) -> str:
-    more = f" and {len(columns) - N_NAMED} more" if len(columns) > N_NAMED else ""
-    return ", ".join(columns[:N_NAMED]) + more
 
 
 def _annotator_ids(column: pd.Series, path: Path) -> pd.Series:

@@ -21,6 +21,8 @@ import structlog
 
 from edgetag.contract.errors import InputError
 from edgetag_train.data.annotations import Labels, read_annotations
+from edgetag_train.files import sha256_of
+from edgetag_train.sentences import some
 
 log = structlog.get_logger("edgetag.train")
 TABLE = "annotations.csv"
@@ -181,8 +183,7 @@ def _state(path: Path) -> str:
 
 def _content_digest(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(path)
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})") from error
 
@@ -237,12 +238,11 @@ def _fault(path: Path | None) -> str | None:
 
 
 def _refuse_or_warn(faults: Sequence[tuple[str, str]], labels: Labels, folder: Path, skip_bad: bool) -> None:
-    named = ", ".join(f"{name} ({fault})" for name, fault in faults[:_N_NAMED])
-    more = f" and {len(faults) - _N_NAMED} more" if len(faults) > _N_NAMED else ""
+    named = some([f"{name} ({fault})" for name, fault in faults], _N_NAMED)
     if skip_bad:
-        log.warning("recordings left out", bad=len(faults), of=len(labels), names=named + more)
+        log.warning("recordings left out", bad=len(faults), of=len(labels), names=named)
         return
     raise InputError(
-        f"{len(faults)} of {len(labels)} recordings under {folder} cannot be used: {named}{more}; "
+        f"{len(faults)} of {len(labels)} recordings under {folder} cannot be used: {named}; "
         "restore them, or leave them out with --skip-bad"
     )

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetag.contract.errors import BundleError, InputError
+from edgetag.contract.errors import InputError
 from edgetag.contract.frontend import (
     LOGMEL,
     N_FRAMES,
@@ -27,14 +27,14 @@ from edgetag.contract.frontend import (
     VGGISH_N_FFT,
     VGGISH_SAMPLE_RATE_HZ,
 )
-from edgetag.contract.manifest import EMBEDDING_INPUT
 from edgetag.contract.taxonomy import SONYC_UST
 from edgetag.dsp.logmel import LogMel
-from edgetag.tagging.bundle import EMBEDDING_OUTPUT_SHAPE, PATCHES_INPUT, PATCHES_SHAPE, OnnxNet
+from edgetag.tagging.bundle import EMBEDDING_OUTPUT_SHAPE, PATCHES_SHAPE, OnnxNet
 from edgetag.tagging.embedding import Embedder
 from edgetag_train.data.augment import Augmentation, augment
 from edgetag_train.data.compute import Draw, Job, Measure, fill
 from edgetag_train.data.dataset import Dataset, content_digests, open_dataset
+from edgetag_train.data.patches import check_embedding_net
 from edgetag_train.data.scenes import SceneMixer, SceneSettings
 from edgetag_train.data.sounds import (
     BACKGROUND,
@@ -304,19 +304,9 @@ def _embedding_net(path: Path) -> bytes:
     """
     try:
         net = path.read_bytes()
-        found = OnnxNet(net, str(path))
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})") from error
-    except BundleError as error:
-        raise InputError(str(error)) from error
-    if (found.inputs, found.outputs) != (
-        {PATCHES_INPUT: PATCHES_SHAPE},
-        {EMBEDDING_INPUT: EMBEDDING_OUTPUT_SHAPE},
-    ):
-        raise InputError(
-            f"{path} is no embedding net: it takes {found.inputs} and gives {found.outputs}; "
-            f"{PATCHES_INPUT!r} {PATCHES_SHAPE} and {EMBEDDING_INPUT!r} {EMBEDDING_OUTPUT_SHAPE} are expected"
-        )
+    check_embedding_net(net, path)
     return net
 
 

@@ -1,11 +1,11 @@
-"""Log-mel patches for VGGish, by the sensor's own resampler and front end."""
+"""Log-mel patches for VGGish, by the sensor's own resampler and front end, and nets that take them."""
 
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetag.contract.errors import InputError
+from edgetag.contract.errors import BundleError, InputError
 from edgetag.contract.frontend import (
     SAMPLE_RATE_HZ,
     VGGISH_N_MELS,
@@ -15,9 +15,11 @@ from edgetag.contract.frontend import (
     WINDOW_S,
     WINDOW_SAMPLES,
 )
+from edgetag.contract.manifest import EMBEDDING_INPUT
 from edgetag.demo.scene import street_scene
 from edgetag.dsp.resample import resample
 from edgetag.dsp.vggish_logmel import VggishLogMel
+from edgetag.tagging.bundle import EMBEDDING_OUTPUT_SHAPE, PATCHES_INPUT, PATCHES_SHAPE, OnnxNet
 from edgetag_train.data.sounds import read_mono
 
 AUDIO_SUFFIXES = frozenset({".flac", ".mp3", ".ogg", ".wav"})
@@ -58,3 +60,21 @@ def recorded_patches(folder: Path, n_windows: int) -> NDArray[np.float32]:
             f"{folder} holds no recording of {WINDOW_S} s; give a folder of .wav, .flac, .ogg or .mp3"
         )
     return np.concatenate(windows)
+
+
+def check_embedding_net(net: bytes, path: Path) -> None:
+    """Whether a file's bytes are an embedding net: patches [10, 96, 64] -> embedding [10, 128].
+
+    Raises:
+        InputError: they are none.
+    """
+    try:
+        found = OnnxNet(net, str(path))
+    except BundleError as error:
+        raise InputError(str(error)) from error
+    shapes = (found.inputs, found.outputs)
+    expected = ({PATCHES_INPUT: PATCHES_SHAPE}, {EMBEDDING_INPUT: EMBEDDING_OUTPUT_SHAPE})
+    if shapes != expected:
+        raise InputError(
+            f"{path} maps {shapes[0]} to {shapes[1]}; an embedding {expected[0]} to {expected[1]}"
+        )

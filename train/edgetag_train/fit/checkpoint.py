@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from edgetag.contract.errors import InputError, OutputError
+from edgetag.contract.errors import InputError, OutputError, first_line
 from edgetag_train.files import writing
 
 
@@ -21,7 +21,7 @@ def save(state: Mapping[str, Any], path: Path) -> None:
             torch.save(dict(state), unfinished)
             unfinished.replace(path)
     except RuntimeError as error:  # what torch makes of a full disk
-        raise OutputError(f"{path} cannot be written; is the disk full? ({_first_line(error)})") from error
+        raise OutputError(f"{path} cannot be written; is the disk full? ({first_line(error)})") from error
     finally:
         unfinished.unlink(missing_ok=True)
 
@@ -47,10 +47,6 @@ def load(path: Path) -> dict[str, Any]:
 def damaged(path: Path, error: Exception) -> InputError:
     """What to say of a file that holds no state, or another net's."""
     return InputError(
-        f"{path} is damaged ({_first_line(error)}); remove it and train its net again with: "
+        f"{path} is damaged ({first_line(error)}); remove it and train its net again with: "
         "edgetag train fit … --resume"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -22,11 +22,12 @@ from edgetag.contract.taxonomy import SONYC_UST
 from edgetag_train.embedding import Embedding
 from edgetag_train.fit import checkpoint as states
 from edgetag_train.models.cnn import TaggingNet
-from edgetag_train.recipe import Recipe
+from edgetag_train.recipe import Fit, Recipe
 
 ROOT = "root"
 FINISHED = "finished.json"
 EVALUATION = "evaluation"
+_BRANCH = "branch-"
 _LAST_LAYER = "classifier.7"
 
 
@@ -73,16 +74,28 @@ def read_run(path: Path) -> Run:
     return Run(path, recipe, provenance)
 
 
+def settings_of(recipe: Recipe, net: str) -> Fit:
+    """How a net (`root`, `root-coarse`, `branch-1`) is trained; branches only where the recipe has them."""
+    settings = recipe.root if net.startswith(ROOT) else recipe.branch
+    assert settings is not None
+    return settings
+
+
+def coarse_id(branch: str) -> str:
+    """The category of a branch: `branch-1` refines `1`."""
+    return branch.removeprefix(_BRANCH)
+
+
 def outputs(net: str) -> tuple[str, ...]:
     """Tag ids of a net's outputs: every tag for `root`, a category's fine tags for `branch-<id>`."""
     if net.startswith(ROOT):
         return SONYC_UST.ids
-    return tuple(tag.id for tag in SONYC_UST.category(net.removeprefix("branch-")).fine)
+    return tuple(tag.id for tag in SONYC_UST.category(coarse_id(net)).fine)
 
 
 def net_names(recipe: Recipe) -> tuple[str, ...]:
     """`root`, then the branches in taxonomy order, if the recipe has any."""
-    branches = (f"branch-{id}" for id in SONYC_UST.branch_ids) if recipe.branch else ()
+    branches = (f"{_BRANCH}{id}" for id in SONYC_UST.branch_ids) if recipe.branch else ()
     return (ROOT, *branches)
 
 
@@ -104,9 +117,7 @@ def load_net(run: Run, name: str) -> TaggingNet:
     Raises:
         InputError: the run has no such net, or its file is damaged.
     """
-    settings = run.recipe.root if name.startswith(ROOT) else run.recipe.branch
-    assert settings is not None
-    net = TaggingNet(settings.table, len(outputs(name)), fusion=run.recipe.fusion)
+    net = TaggingNet(settings_of(run.recipe, name).table, len(outputs(name)), fusion=run.recipe.fusion)
     try:
         weights = states.load(run.net_path(name))["weights"]
         for part in ("weight", "bias"):

@@ -21,7 +21,17 @@ from edgetag_train.fit import checkpoint as states
 from edgetag_train.fit.begin import alone, claim, forget_epochs_after, note_epoch, provenance, take_root
 from edgetag_train.fit.loop import LAST, Examples, Fitting, Record, positive_weight
 from edgetag_train.fit.progress import watch
-from edgetag_train.fit.run import EVALUATION, FINISHED, ROOT, Run, checkpoints, net_names, outputs
+from edgetag_train.fit.run import (
+    EVALUATION,
+    FINISHED,
+    ROOT,
+    Run,
+    checkpoints,
+    coarse_id,
+    net_names,
+    outputs,
+    settings_of,
+)
 from edgetag_train.fit.stopping import Stop, stop_on_signals
 from edgetag_train.metrics import evaluate
 from edgetag_train.recipe import Cosine, Recipe
@@ -80,8 +90,7 @@ def _fit_net(
     stop: Stop,
 ) -> None:
     recipe = run.recipe
-    settings = recipe.root if name == ROOT else recipe.branch
-    assert settings is not None
+    settings = settings_of(recipe, name)
     dummy = recipe.branch_negatives == "dummy"
     train = examples(data.train, name, dummy=dummy)
     if name == ROOT and len(train) < 2:
@@ -141,9 +150,7 @@ def _restore(fitting: Fitting, partial_state: Path) -> None:
 
 
 def _keep(recipe: Recipe, name: str, validated: bool) -> dict[str, str]:
-    settings = recipe.root if name == ROOT else recipe.branch
-    assert settings is not None
-    if isinstance(settings.schedule, Cosine):
+    if isinstance(settings_of(recipe, name).schedule, Cosine):
         return {}
     if name != ROOT:
         return {name: "validation_loss" if validated else "loss"}
@@ -166,7 +173,7 @@ def examples(windows: Windows, name: str, *, dummy: bool = False) -> Examples:
     fine = windows.labels[:, columns]
     if name == ROOT:
         return Examples(windows, np.arange(len(windows)), fine)
-    coarse = windows.labels[:, INDEX[name.removeprefix("branch-")]]
+    coarse = windows.labels[:, INDEX[coarse_id(name)]]
     known = ~np.isnan(fine).all(axis=1)
     if not dummy:
         rows = np.flatnonzero((coarse > 0.5) & known)
@@ -176,7 +183,7 @@ def examples(windows: Windows, name: str, *, dummy: bool = False) -> Examples:
 
 
 def _label(name: str) -> str:
-    return "all" if name == ROOT else SONYC_UST.category(name.removeprefix("branch-")).label
+    return "all" if name == ROOT else SONYC_UST.category(coarse_id(name)).label
 
 
 def _save(run: Run, name: str, weights: Mapping[str, torch.Tensor]) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgetag.contract.errors import InputError
+from edgetag.contract.errors import InputError, first_line
 from edgetag.contract.frontend import VGGISH_EMBEDDING_SIZE, VGGISH_N_MELS, VGGISH_PATCH_FRAMES
 from edgetag_train.data.patches import street_patches
 from edgetag_train.data.tf_checkpoint import is_checkpoint, read_checkpoint
@@ -184,7 +184,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as stored:
             return {key: stored[key] for key in _PCA_KEYS if key in stored}
     except (ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path} is a damaged .npz file ({_first_line(error)})") from error
+        raise InputError(f"{path} is a damaged .npz file ({first_line(error)})") from error
 
 
 def _read_torch(path: Path) -> dict[str, Any]:
@@ -203,15 +203,11 @@ def _read_torch(path: Path) -> dict[str, Any]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged pickle makes it raise
         raise InputError(
-            f"{path} is no PyTorch state dict, TensorFlow V1 checkpoint or .npz ({_first_line(error)})"
+            f"{path} is no PyTorch state dict, TensorFlow V1 checkpoint or .npz ({first_line(error)})"
         ) from error
     if not isinstance(state, dict):
         raise InputError(f"{path} holds a {type(state).__name__}, not a state dict")
     return state
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 # -- weights from a seed -----------------------------------------------------------------------------------
