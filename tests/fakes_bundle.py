@@ -80,10 +80,11 @@ def write_bundle(
     path.mkdir(parents=True, exist_ok=True)
     golden_root = changes.pop("golden_root", root)
     nets: dict[str, Any] = {}
-    golden: dict[str, Any] = {"pcm": np.zeros(WINDOW_SAMPLES, np.int16), "root_fp32": np.float32(golden_root)}
+    pcm = np.zeros((1, WINDOW_SAMPLES), np.int16)
+    golden: dict[str, Any] = {"pcm": pcm, "root_fp32": np.float32([golden_root])}
     for name, p in {"root": root, **{f"branch-{id}": p for id, p in (branches or {}).items()}}.items():
         nets[name] = _net(path, name, constant_net(p, embedding=embedding and name == "root"), len(p))
-        golden.setdefault(f"{name}_fp32", np.float32(p))
+        golden.setdefault(f"{name}_fp32", np.float32([p]))
     np.savez(path / "golden.npz", **golden)
     manifest = {
         "format": "edgetag.bundle/1",
@@ -97,11 +98,11 @@ def write_bundle(
         "root": nets.pop("root"),
         "branches": {name.removeprefix("branch-"): net for name, net in nets.items()},
         "thresholds": {},
-        "golden": _file(path, "golden.npz"),
+        "golden": file_entry(path / "golden.npz") | {"tolerance": {"fp32": 0.001}},
     }
     if embedding:
         (path / "embedding.onnx").write_bytes(mean_embedding_net())
-        manifest["embedding"] = {"kind": "mean", "variants": {"fp32": _file(path, "embedding.onnx")}}
+        manifest["embedding"] = {"kind": "mean", "variants": {"fp32": file_entry(path / "embedding.onnx")}}
         manifest["fusion"] = "concat"
     (path / "bundle.yaml").write_text(yaml.safe_dump(manifest | changes, sort_keys=False))
     return path
@@ -113,13 +114,15 @@ def edit_manifest(path: Path, **changes: Any) -> None:
     (path / "bundle.yaml").write_text(yaml.safe_dump(manifest | changes, sort_keys=False))
 
 
+def file_entry(file: Path) -> dict[str, Any]:
+    """How a manifest states a file."""
+    data = file.read_bytes()
+    return {"file": file.name, "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
 def _net(path: Path, name: str, data: bytes, outputs: int) -> dict[str, Any]:
     (path / f"{name}.onnx").write_bytes(data)
-    return {"outputs": outputs, "variants": {"fp32": _file(path, f"{name}.onnx")}}
-
-
-def _file(path: Path, name: str) -> dict[str, str]:
-    return {"file": name, "sha256": hashlib.sha256((path / name).read_bytes()).hexdigest()}
+    return {"outputs": outputs, "variants": {"fp32": file_entry(path / f"{name}.onnx")}}
 
 
 def _model(nodes: list[Any], inputs: list[Any], outputs: list[Any], constants: list[Any]) -> bytes:

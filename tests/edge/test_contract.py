@@ -100,11 +100,13 @@ def test_an_impossible_taxonomy_is_refused(categories: tuple[Category, ...], com
 def test_a_bundles_files_have_plain_names(name: str) -> None:
     """Nothing in a manifest can point outside its directory."""
     with pytest.raises(ValueError, match="plain file name"):
-        File(name, "0" * 64)
+        File(name, 1, "0" * 64)
+
+
+FILE = {"file": "x", "size": 1, "sha256": "0" * 64}
 
 
 def manifest(**changes: object) -> Manifest:
-    file = {"file": "x", "sha256": "0" * 64}
     stated = {
         "format": "edgetag.bundle/1",
         "name": "x",
@@ -114,10 +116,10 @@ def manifest(**changes: object) -> Manifest:
         "summary": "",
         "taxonomy": msgspec.to_builtins(SONYC_UST),
         "frontend": {},
-        "root": {"outputs": 37, "variants": {"int8": file}},
-        "branches": {"1": {"outputs": 4, "variants": {"int8": file}}},
+        "root": {"outputs": 37, "variants": {"int8": FILE}},
+        "branches": {"1": {"outputs": 4, "variants": {"int8": FILE}}},
         "thresholds": {"1": 0.5},
-        "golden": file,
+        "golden": FILE | {"tolerance": {"int8": 0.02}},
     }
     return msgspec.convert(stated | changes, Manifest)
 
@@ -125,24 +127,27 @@ def manifest(**changes: object) -> Manifest:
 def test_a_consistent_manifest_passes() -> None:
     """The base of the cases below is fine, with 37 outputs and with 8."""
     manifest().check()
-    manifest(root={"outputs": 8, "variants": {"int8": {"file": "x", "sha256": "0" * 64}}}).check()
+    manifest(root={"outputs": 8, "variants": {"int8": FILE}}).check()
 
 
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"root": {"outputs": 36, "variants": {"int8": {"file": "x", "sha256": "0" * 64}}}}, "36 outputs"),
+        ({"root": {"outputs": 36, "variants": {"int8": FILE}}}, "36 outputs"),
         (
-            {"branches": {"3": {"outputs": 1, "variants": {"int8": {"file": "x", "sha256": "0" * 64}}}}},
+            {"branches": {"3": {"outputs": 1, "variants": {"int8": FILE}}}},
             "refines no",
         ),
         (
-            {"branches": {"1": {"outputs": 5, "variants": {"int8": {"file": "x", "sha256": "0" * 64}}}}},
+            {"branches": {"1": {"outputs": 5, "variants": {"int8": FILE}}}},
             "5 outputs",
         ),
         ({"thresholds": {"9": 0.5}}, "unknown tags: 9"),
         ({"frontend": {"n_mels": 64}}, "n_mels=64"),
         ({"fusion": "concat"}, "fusion"),
+        ({"root": {"outputs": 37, "variants": {"fp32": FILE}}}, "no variant"),
+        ({"golden": FILE | {"tolerance": {"fp32": 0.001}}}, "no tolerance for int8"),
+        ({"golden": FILE | {"file": "bundle.yaml", "tolerance": {"int8": 0.02}}}, "cannot be a bundle's"),
     ],
 )
 def test_a_manifest_that_contradicts_itself_is_refused(changes: dict[str, object], complaint: str) -> None:

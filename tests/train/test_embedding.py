@@ -20,6 +20,7 @@ from edgetag.tagging.bundle import OnnxNet
 from edgetag.tagging.embedding import Embedder
 from edgetag_train.data.patches import recorded_patches, street_patches, to_patches
 from edgetag_train.embedding import Embedding, export_embedding, export_vggish, read_embedding
+from fakes_bundle import file_entry
 
 RATE_HZ = 44_100
 
@@ -156,12 +157,15 @@ def _states(**changed: object) -> Callable[[Path], None]:
         (_states(format="edgetag.embedding/2"), "format"),
         (_states(variants={}), "length >= 1"),
         (_states(variants={"fp16": {}}), "fp16"),
-        (_states(variants={"int8": {"file": "embedding.int8.onnx", "sha256": "0" * 64}}), "no fp32"),
-        (_states(variants={"fp32": {"file": "../x.onnx", "sha256": "0" * 64}}), "plain file name"),
+        (
+            _states(variants={"int8": {"file": "embedding.int8.onnx", "size": 1, "sha256": "0" * 64}}),
+            "no fp32",
+        ),
+        (_states(variants={"fp32": {"file": "../x.onnx", "size": 1, "sha256": "0" * 64}}), "plain file name"),
         (lambda folder: (folder / "embedding.int8.onnx").unlink(), r"int8\.onnx cannot be read"),
         (lambda folder: (folder / "embedding.fp32.onnx").write_bytes(b""), r"fp32\.onnx is damaged"),
         (
-            _states(variants={"fp32": {"file": "embedding.yaml", "sha256": "0" * 64}}),
+            _states(variants={"fp32": {"file": "embedding.yaml", "size": 1, "sha256": "0" * 64}}),
             r"embedding\.yaml states 000000000000…",
         ),
         (_other_shape, r"\(10, 64\).*an embedding .*\(10, 128\)"),
@@ -176,9 +180,8 @@ def test_a_folder_that_was_altered(folder: Path, harm: Callable[[Path], None], m
 
 def test_what_is_no_net(folder: Path) -> None:
     """Its hash is right, but no runtime can load it."""
-    (folder / "note.onnx").write_bytes(b"")
-    empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-    _states(variants={"fp32": {"file": "note.onnx", "sha256": empty}})(folder)
+    (folder / "note.onnx").write_bytes(b"no")
+    _states(variants={"fp32": file_entry(folder / "note.onnx")})(folder)
     with pytest.raises(InputError, match=r"note\.onnx is not an ONNX net"):
         read_embedding(folder)
 

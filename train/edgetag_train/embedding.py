@@ -20,7 +20,7 @@ from edgetag.contract.errors import InputError
 from edgetag.contract.manifest import EMBEDDING_INPUT, File, Variant
 from edgetag.tagging.bundle import PATCHES_INPUT, PATCHES_SHAPE
 from edgetag_train.data.patches import check_embedding_net, recorded_patches, street_patches
-from edgetag_train.files import sha256_of, writing
+from edgetag_train.files import file_entry, sha256_of, writing
 from edgetag_train.models.vggish import random_vggish, read_vggish
 from edgetag_train.onnx_net import quantise, save_onnx
 
@@ -92,7 +92,7 @@ def export_embedding(
             feeds = ({PATCHES_INPUT: patches} for patches in calibration)
             quantise(paths["fp32"], paths["int8"], feeds, lambda layers: layers[-1:])
         variants = VARIANTS if int8 else VARIANTS[:1]
-        files = {variant: File(paths[variant].name, sha256_of(paths[variant])) for variant in variants}
+        files = {variant: file_entry(paths[variant]) for variant in variants}
         stated = _Stated("edgetag.embedding/1", kind, source, files)
         text = yaml.safe_dump(msgspec.to_builtins(stated), sort_keys=False, allow_unicode=True, width=100)
         (out / MANIFEST_NAME).write_text(text, encoding="utf-8")

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from edgetag.contract.errors import OutputError
+from edgetag.contract.manifest import File
 
 
 @contextmanager
@@ -30,3 +31,8 @@ def sha256_of(path: Path) -> str:
     """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_entry(path: Path) -> File:
+    """A file as a manifest beside it states it: name, length and hash."""
+    return File(path.name, path.stat().st_size, sha256_of(path))

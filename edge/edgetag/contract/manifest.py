@@ -19,6 +19,11 @@ from edgetag.contract.taxonomy import Taxonomy
 FORMAT = "edgetag.bundle/1"
 MANIFEST_NAME = "bundle.yaml"
 
+SIGNATURE_NAME = "bundle.yaml.sig"
+MAX_MANIFEST_BYTES = 2**20
+MAX_FILE_BYTES = 2**31 - 1  # what an ONNX file can have
+MAX_FILES = 64
+
 LOGMEL_INPUT = "logmel"
 EMBEDDING_INPUT = "embedding"
 OUTPUT = "probability"
@@ -28,13 +33,15 @@ EMBEDDING_SHAPE = (1, VGGISH_N_PATCHES, VGGISH_EMBEDDING_SIZE)
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
 Threshold = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Variant = Literal["fp32", "int8"]
+VARIANTS: tuple[Variant, ...] = ("fp32", "int8")
 Policy = Literal["threshold", "threshold_or_max"]
 
 
 class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A file inside the bundle directory, by plain name."""
+    """A file inside the bundle, by plain name: its length in bytes and its hash."""
 
     file: str
+    size: Annotated[int, msgspec.Meta(gt=0, le=MAX_FILE_BYTES)]
     sha256: Sha256
 
     def __post_init__(self) -> None:
@@ -74,10 +81,40 @@ class Cascade(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Golden(File, frozen=True):
-    """`golden.npz`: a window `pcm` (441000 int16) and what each net says of it, under `<net>_<variant>`
-    (`root_int8`, `branch-1_int8`, …). Loading runs every net and refuses a difference above `tolerance`."""
+    """`golden.npz`: windows `pcm` (int16 [k, 441000]) and what each net says of them, under `<net>_<variant>`
+    (`root_int8` [k, 37], `branch-1_int8` [k, 4], …). Loading runs every net on every window and refuses a
+    difference above the variant's tolerance."""
 
-    tolerance: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.02
+    tolerance: dict[Variant, Annotated[float, msgspec.Meta(gt=0, lt=1)]]
+
+
+class Parity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What eight bits cost: the int8 nets beside the fp32 nets they were made from, under the cascade.
+
+    Attributes:
+        judged_on: the recordings, e.g. `validate`.
+        windows: how many of them.
+        max_difference, mean_difference: of any tag's probability there.
+        golden_difference: the largest on the golden windows, net by net.
+        micro_auprc: by level (`coarse`, `fine`), by variant; a level without labels there is absent.
+        class_auprc: by tag id, by variant; tags without a positive there are absent.
+        float_layers: by net, the layers that stay in float in the int8 variant.
+        calibration: by tag id, how many of the windows that ranges were taken from have it.
+        calibration_windows: how many windows that were.
+        exceeded: limits that the bundle was written in spite of, in words.
+    """
+
+    judged_on: str
+    windows: int
+    max_difference: float
+    mean_difference: float
+    golden_difference: float
+    micro_auprc: dict[str, dict[Variant, float]]
+    class_auprc: dict[str, dict[Variant, float]]
+    float_layers: dict[str, list[str]]
+    calibration: dict[str, int]
+    calibration_windows: int
+    exceeded: list[str]
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -98,15 +135,34 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     branches: dict[str, Net]
     thresholds: dict[str, Threshold]
     golden: Golden
+    parity: Parity | None = None
     metrics: dict[str, Any] = msgspec.field(default_factory=dict)
     training: dict[str, Any] = msgspec.field(default_factory=dict)
+
+    @property
+    def nets(self) -> dict[str, dict[Variant, File]]:
+        """The variants of `root`, `branch-1`, …, and `embedding` where there is one."""
+        nets = {"root": self.root.variants} | {f"branch-{id}": n.variants for id, n in self.branches.items()}
+        return nets if self.embedding is None else nets | {"embedding": self.embedding.variants}
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        """The variants that every net of the bundle has."""
+        return tuple(v for v in VARIANTS if all(v in variants for variants in self.nets.values()))
+
+    @property
+    def files(self) -> dict[str, File]:
+        """Every file of the bundle but the manifest and its signature, by name."""
+        stated = [file for variants in self.nets.values() for file in variants.values()]
+        return {file.file: file for file in [*stated, self.golden]}
 
     def check(self) -> None:
         """Whether the statements fit each other.
 
         Raises:
             BundleError: an impossible number of outputs, a branch without a category, a threshold
-                without a tag, another front end, or an embedding that nothing uses.
+                without a tag, another front end, an embedding that nothing uses, a variant that only some
+                nets have, or golden windows without its tolerance.
         """
         taxonomy = self.taxonomy
         if self.frontend != LOGMEL:
@@ -125,6 +181,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 )
         if unknown := set(self.thresholds) - set(taxonomy.ids):
             raise BundleError(f"thresholds name unknown tags: {', '.join(sorted(unknown))}")
+        if not self.variants:
+            raise BundleError("no variant, fp32 or int8, is there for every net")
+        if missing := [variant for variant in self.variants if variant not in self.golden.tolerance]:
+            raise BundleError(f"the golden windows have no tolerance for {missing[0]}")
+        if len(self.files) > MAX_FILES or {MANIFEST_NAME, SIGNATURE_NAME} & self.files.keys():
+            raise BundleError(f"its {len(self.files)} files cannot be a bundle's")
         if (self.embedding is None) != (self.fusion == "none"):
             raise BundleError(
                 f"fusion is {self.fusion!r} but the embedding is {self.embedding and self.embedding.kind}"

@@ -1,11 +1,13 @@
-"""Loading a bundle: every file's hash, every tensor's shape, every label count, then the golden window.
+"""Loading a bundle: signature, every file's length and hash, every tensor's shape, every label count.
 
-Whatever does not fit is refused with one sentence; nothing is repaired or guessed.
+Whatever does not fit is refused with one sentence; nothing is repaired or guessed. The golden windows are
+compared by `Tagger`, which can compute them.
 """
 
 import hashlib
 import io
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -14,7 +16,6 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import onnxruntime
-import yaml
 from numpy.typing import NDArray
 
 from edgetag.contract.errors import BundleError, first_line
@@ -26,32 +27,62 @@ from edgetag.contract.manifest import (
     LOGMEL_INPUT,
     LOGMEL_SHAPE,
     MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
     OUTPUT,
     File,
     Manifest,
     Variant,
 )
+from edgetag.contract.strict_yaml import load_yaml
+from edgetag.tagging.container import Container, open_container
 
 Shape = tuple[int, ...]
+MAX_GOLDEN_BYTES = 2**26
+_GOLDEN_FAULTS = (
+    ValueError,
+    KeyError,
+    TypeError,
+    OSError,
+    EOFError,
+    MemoryError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 PATCHES_INPUT = "patches"
 PATCHES_SHAPE = (VGGISH_N_PATCHES, VGGISH_PATCH_FRAMES, VGGISH_N_MELS)
 EMBEDDING_OUTPUT_SHAPE = EMBEDDING_SHAPE[1:]
 
 
 class OnnxNet:
-    """One ONNX net: named float32 inputs of fixed shape, one output, one thread."""
+    """One ONNX net: named float32 inputs of fixed shape, one output.
 
-    def __init__(self, data: bytes, name: str) -> None:
+    Args:
+        data: the ONNX file.
+        name: what to call it in messages.
+        threads: how many may work on one call; none of them spins between calls.
+
+    Raises:
+        BundleError: the runtime cannot load it, or a tensor is not float32 of fixed shape.
+    """
+
+    def __init__(self, data: bytes, name: str, threads: int = 1) -> None:
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
+        options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        options.log_severity_level = 3  # errors reach us as exceptions
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 4  # errors reach us as exceptions
         try:
             self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime has no common base of its own errors
             raise BundleError(
                 f"{name} is not an ONNX net this runtime can load ({first_line(error)})"
             ) from error
+        tensors = [*self._session.get_inputs(), *self._session.get_outputs()]
+        for tensor in tensors:
+            if tensor.type != "tensor(float)" or not all(isinstance(size, int) for size in tensor.shape):
+                raise BundleError(
+                    f"{name}: {tensor.name!r} is {tensor.type} {tensor.shape}, not float32 of fixed shape"
+                )
         self.inputs: dict[str, Shape] = {i.name: tuple(i.shape) for i in self._session.get_inputs()}
         self.outputs: dict[str, Shape] = {o.name: tuple(o.shape) for o in self._session.get_outputs()}
 
@@ -63,7 +94,10 @@ class OnnxNet:
 
 @dataclass(frozen=True, eq=False)
 class Golden:
-    """A stored window and what each net (`root`, `branch-1`, …) said of it when the bundle was made."""
+    """Stored windows and what each net (`root`, `branch-1`, …) said of them when the bundle was made.
+
+    Shape: pcm [k, 441000], expected [k, the net's outputs]
+    """
 
     pcm: NDArray[np.int16]
     expected: dict[str, NDArray[np.float32]]
@@ -97,24 +131,27 @@ def starter_path() -> Path:
     return Path(str(files("edgetag") / "bundles" / "starter"))
 
 
-def load_bundle(path: Path, variant: Variant | None = None) -> Bundle:
-    """Read and check a bundle directory. The golden window is compared by whoever can compute it (`Tagger`).
+def load_bundle(path: Path, variant: Variant | None = None, *, threads: int = 1) -> Bundle:
+    """Read and check a bundle. The golden windows are compared by whoever can compute them (`Tagger`).
 
     Args:
-        path: the directory that holds `bundle.yaml`.
+        path: the directory that holds `bundle.yaml`, or an archive.
         variant: which nets to load; `int8` where there is one, if absent.
+        threads: how many work on one net.
 
     Raises:
         BundleError: something is missing, altered, of another shape or of another format version.
     """
-    text = _read(path, MANIFEST_NAME)
-    manifest = _manifest(text, path)
-    chosen = variant or ("int8" if "int8" in manifest.root.variants else "fp32")
+    container = open_container(path)
+    text, manifest = read_manifest(container)
+    chosen = variant or ("int8" if "int8" in manifest.variants else "fp32")
+    if chosen not in manifest.variants:
+        raise BundleError(f"{path} has no {chosen} variant, only {', '.join(manifest.variants)}")
     net_shapes: dict[str, Shape] = {LOGMEL_INPUT: LOGMEL_SHAPE}
     embedding = None
     if manifest.embedding is not None:
         net_shapes[EMBEDDING_INPUT] = EMBEDDING_SHAPE
-        embedding = _net(path, "the embedding", manifest.embedding.variants, chosen)
+        embedding = _net(container, manifest.embedding.variants[chosen], threads)
         _check(
             embedding,
             "the embedding",
@@ -122,36 +159,64 @@ def load_bundle(path: Path, variant: Variant | None = None) -> Bundle:
             EMBEDDING_INPUT,
             EMBEDDING_OUTPUT_SHAPE,
         )
-    root = _net(path, "the root net", manifest.root.variants, chosen)
+    root = _net(container, manifest.root.variants[chosen], threads)
     _check(root, "the root net", net_shapes, OUTPUT, (1, manifest.root.outputs))
     branches = {}
     for id, net in manifest.branches.items():
-        branches[id] = _net(path, f"branch {id}", net.variants, chosen)
+        branches[id] = _net(container, net.variants[chosen], threads)
         _check(branches[id], f"branch {id}", net_shapes, OUTPUT, (1, net.outputs))
-    golden = _golden(path, manifest, chosen)
+    golden = _golden(container, manifest, chosen)
     return Bundle(manifest, hashlib.sha256(text).hexdigest(), chosen, root, branches, embedding, golden)
 
 
-def _manifest(text: bytes, path: Path) -> Manifest:
+def read_manifest(container: Container) -> tuple[bytes, Manifest]:
+    """`bundle.yaml`, as it lies there and as it reads.
+
+    Raises:
+        BundleError: it is missing, not YAML, of another format version, or contradicts itself.
+    """
+    file = container.path / MANIFEST_NAME
+    text = container.read(MANIFEST_NAME, MAX_MANIFEST_BYTES)
+    if len(text) > MAX_MANIFEST_BYTES:
+        raise BundleError(f"{file} is longer than the {MAX_MANIFEST_BYTES} bytes a manifest may have")
     try:
-        stated = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise BundleError(f"{path / MANIFEST_NAME} is not YAML ({first_line(error)})") from error
+        stated = load_yaml(text)
+    except ValueError as error:
+        raise BundleError(f"{file} is not YAML a bundle may have ({error})") from error
     if not isinstance(stated, dict) or stated.get("format") != FORMAT:
         found = stated.get("format") if isinstance(stated, dict) else type(stated).__name__
-        raise BundleError(f"{path} has format {found!r}; this edgetag reads {FORMAT!r}")
+        raise BundleError(f"{container.path} has format {found!r}; this edgetag reads {FORMAT!r}")
     try:
         manifest = msgspec.convert(stated, Manifest)
         manifest.check()
     except (msgspec.ValidationError, BundleError) as error:
-        raise BundleError(f"{path / MANIFEST_NAME}: {error}") from error
-    return manifest
+        raise BundleError(f"{file}: {error}") from error
+    return text, manifest
 
 
-def _net(path: Path, name: str, variants: Mapping[Variant, File], chosen: Variant) -> OnnxNet:
-    if chosen not in variants:
-        raise BundleError(f"{path}: {name} has no {chosen} variant, only {', '.join(variants)}")
-    return OnnxNet(_verified(path, variants[chosen]), str(path / variants[chosen].file))
+def read_file(container: Container, file: File) -> bytes:
+    """A stated file, whole and unaltered.
+
+    Raises:
+        BundleError: it is missing, of another length, or of another hash.
+    """
+    data = container.read(file.file, file.size)
+    where = container.path / file.file
+    if len(data) != file.size:
+        found = (
+            f"longer than {file.size}" if len(data) > file.size else f"truncated: {len(data)} of {file.size}"
+        )
+        raise BundleError(f"{where} is {found} bytes that {MANIFEST_NAME} states")
+    if (digest := hashlib.sha256(data).hexdigest()) != file.sha256:
+        raise BundleError(
+            f"{where} is damaged or was altered: its sha256 is {digest[:12]}…, "
+            f"{MANIFEST_NAME} states {file.sha256[:12]}…"
+        )
+    return data
+
+
+def _net(container: Container, file: File, threads: int) -> OnnxNet:
+    return OnnxNet(read_file(container, file), str(container.path / file.file), threads)
 
 
 def _check(net: OnnxNet, name: str, inputs: Mapping[str, Shape], output: str, shape: Shape) -> None:
@@ -164,46 +229,28 @@ def _check(net: OnnxNet, name: str, inputs: Mapping[str, Shape], output: str, sh
         )
 
 
-def _golden(path: Path, manifest: Manifest, variant: Variant) -> Golden:
-    data = _verified(path, manifest.golden)
+def _golden(container: Container, manifest: Manifest, variant: Variant) -> Golden:
+    data = read_file(container, manifest.golden)
     nets = {"root": manifest.root, **{f"branch-{id}": net for id, net in manifest.branches.items()}}
     try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > MAX_GOLDEN_BYTES:
+                raise ValueError(f"unpacked it is larger than {MAX_GOLDEN_BYTES} bytes")
         with np.load(io.BytesIO(data), allow_pickle=False) as stored:
             golden = Golden(stored["pcm"], {name: stored[f"{name}_{variant}"] for name in nets})
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except _GOLDEN_FAULTS as error:
         raise BundleError(
-            f"{path / manifest.golden.file} holds no golden window for {variant} ({error})"
+            f"{container.path / manifest.golden.file} holds no golden windows for {variant} ({error})"
         ) from error
-    if golden.pcm.shape != (WINDOW_SAMPLES,) or golden.pcm.dtype != np.int16:
-        raise BundleError(
-            f"the golden window is {golden.pcm.dtype} {golden.pcm.shape}, not int16 ({WINDOW_SAMPLES},)"
-        )
+    pcm = golden.pcm
+    if pcm.dtype != np.int16 or pcm.ndim != 2 or pcm.shape[1] != WINDOW_SAMPLES or len(pcm) == 0:
+        raise BundleError(f"the golden windows are {pcm.dtype} {pcm.shape}, not int16 (k, {WINDOW_SAMPLES})")
     for name, net in nets.items():
-        if golden.expected[name].shape != (net.outputs,):
-            raise BundleError(f"the golden {name} is {golden.expected[name].shape}, not ({net.outputs},)")
+        if golden.expected[name].shape != (len(pcm), net.outputs):
+            raise BundleError(
+                f"the golden {name} is {golden.expected[name].shape}, not ({len(pcm)}, {net.outputs})"
+            )
     return golden
-
-
-def _verified(path: Path, file: File) -> bytes:
-    data = _read(path, file.file)
-    if (digest := hashlib.sha256(data).hexdigest()) != file.sha256:
-        raise BundleError(
-            f"{path / file.file} is damaged or was altered: its sha256 is {digest[:12]}…, "
-            f"bundle.yaml states {file.sha256[:12]}…"
-        )
-    return data
-
-
-def _read(path: Path, name: str) -> bytes:
-    file = path / name
-    if file.is_symlink():
-        raise BundleError(f"{file} is a symbolic link; a bundle holds plain files only")
-    try:
-        return file.read_bytes()
-    except FileNotFoundError:
-        raise BundleError(f"{file} is missing; is {path} a bundle directory?") from None
-    except OSError as error:
-        raise BundleError(f"{file} cannot be read ({error.strerror})") from error
 
 
 def _shapes(tensors: Mapping[str, Shape]) -> str:
