@@ -50,6 +50,7 @@ def bundle_info() -> Info:
         edgetag="0.1.0",
         bundle="starter",
         bundle_sha256="0123456789ab" + 52 * "0",
+        variant="int8",
         taxonomy=SONYC_UST.name,
         tags={tag.id: tag.name for tag in SONYC_UST.tags.values()},
         thresholds=dict.fromkeys(SONYC_UST.ids, 0.5),

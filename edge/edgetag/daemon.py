@@ -5,11 +5,19 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+import structlog
+
 from edgetag.capture.source import Block, DamagedAudio, Source
 from edgetag.capture.windows import Window, Windower
+from edgetag.contract.errors import EdgetagError
 from edgetag.contract.event import Verdict
+from edgetag.contract.frontend import SAMPLE_RATE_HZ
 from edgetag.delivery.sink import Sink
+from edgetag.health import HealthWatch
+from edgetag.replacement import Replacement
 from edgetag.tagging.stream import EventStream
+
+_log: structlog.typing.FilteringBoundLogger = structlog.get_logger("edgetag.daemon")
 
 
 @dataclass
@@ -34,6 +42,8 @@ def run(
     start_utc_s: float,
     label: str | None = None,
     observers: Sequence[Callable[[Block], None]] = (),
+    watch: HealthWatch | None = None,
+    replacement: Replacement | None = None,
 ) -> Summary:
     """Tag everything a source delivers, window by window, until it ends.
 
@@ -45,18 +55,25 @@ def run(
         start_utc_s: when the source's frame 0 was heard, seconds since 1970.
         label: the events' `source`; None for a microphone.
         observers: called with each block before it is heard (pacing, progress).
+        watch: of `stream`; a new one if absent.
+        replacement: entered; whatever bundle it brings takes over between two windows.
 
     Raises:
         DamagedAudio: the source broke off; what came before has been tagged and delivered.
     """
     windower = Windower(source.rate_hz, hop_samples=hop_samples)
     summary, damage = Summary(), None
+    watch = watch or HealthWatch(stream)
 
     def deliver(windows: Iterable[Window]) -> None:
         for window in windows:
+            if replacement is not None:
+                _take_over(replacement, stream, sink, watch, hop_samples / SAMPLE_RATE_HZ)
             event = stream.event(window, start_utc_s=start_utc_s, source=label)
             sink.deliver(event)
             summary.verdicts[event.verdict] += 1
+            if watch.due:
+                sink.report(watch.health())
 
     try:
         for block in source.blocks():
@@ -71,6 +88,21 @@ def run(
     if damage is not None:
         raise damage
     return summary
+
+
+def _take_over(
+    replacement: Replacement, stream: EventStream, sink: Sink, watch: HealthWatch, hop_s: float
+) -> None:
+    """Hear with the bundle that was wished for, if it is ready; say so, or why it was refused."""
+    outcome = replacement.outcome()
+    if isinstance(outcome, EdgetagError):
+        _log.error("bundle.refused", reason=str(outcome), still=stream.tagger.bundle.model)
+        sink.report(watch.refused(str(outcome)))
+    elif outcome is not None:
+        _log.warning("bundle.replaced", by=outcome.bundle.model, was=stream.tagger.bundle.model)
+        stream.tagger = outcome
+        sink.announce(outcome.info(hop_s))
+        sink.report(watch.took_over())
 
 
 def real_time(rate_hz: int, sleep: Callable[[float], None] = time.sleep) -> Callable[[Block], None]:

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from edgetag.contract.manifest import Variant
+
 DEFAULT_PREFIX = "sonyc/v1"
 
 Probability = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -96,12 +98,16 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Info(msgspec.Struct, frozen=True, kw_only=True):
-    """Retained on `<prefix>/<sensor>/info`: what a subscriber needs to read the events."""
+    """Retained on `<prefix>/<sensor>/info`: what a subscriber needs to read the events.
+
+    Published again when another bundle takes over; `variant` is the precision of the nets that run.
+    """
 
     schema: Literal["edgetag.info/1"] = "edgetag.info/1"
     edgetag: str
     bundle: str
     bundle_sha256: str
+    variant: Variant
     taxonomy: str
     tags: dict[str, str]
     thresholds: dict[str, Probability]
@@ -109,7 +115,46 @@ class Info(msgspec.Struct, frozen=True, kw_only=True):
     hop_s: float
 
 
-MESSAGES: dict[str, type[msgspec.Struct]] = {"tags": TagsEvent, "status": Status, "info": Info}
+class BundleHealth(msgspec.Struct, frozen=True):
+    """Which bundle hears, and what became of the last wish for another one.
+
+    `refused`: the bundle that was to take over did not pass its checks, for `reason`; `model` hears on.
+    """
+
+    model: str
+    state: Literal["ok", "refused"]
+    reason: str
+    since: Timestamp
+
+
+class Health(msgspec.Struct, frozen=True, kw_only=True):
+    """On `<prefix>/<sensor>/health`, QoS 0: every minute, and at once when a bundle took over or was refused.
+
+    Attributes:
+        at: when this was written.
+        windows: events of this boot so far.
+        uptime_s: since the process began to hear.
+        cpu_s: processor time of the process so far.
+        rss_mb: its resident memory, in 10^6 bytes.
+    """
+
+    schema: Literal["edgetag.health/1"] = "edgetag.health/1"
+    sensor: str
+    boot: str
+    at: Timestamp
+    windows: Count
+    uptime_s: float
+    cpu_s: float
+    rss_mb: float
+    bundle: BundleHealth
+
+
+MESSAGES: dict[str, type[msgspec.Struct]] = {
+    "tags": TagsEvent,
+    "status": Status,
+    "info": Info,
+    "health": Health,
+}
 """Message type by topic, below `<prefix>/<sensor>/`."""
 
 

@@ -27,7 +27,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from edgetag.contract.errors import NetworkError
-from edgetag.contract.event import DEFAULT_PREFIX, Info, Status, TagsEvent, encode, timestamp
+from edgetag.contract.event import DEFAULT_PREFIX, Health, Info, Status, TagsEvent, encode, timestamp
 from edgetag.delivery.address import BrokerAddress, check_prefix, check_sensor, parse_url
 from edgetag.delivery.sink import Sink
 
@@ -38,6 +38,8 @@ _KEEPALIVE_S = 30
 _MQTT5_PATIENCE_S = 2
 _MAX_RECONNECT_DELAY_S = 8
 _N_ANNOUNCEMENTS = 2  # status and info, said again after a reconnect
+
+_Message = TagsEvent | Status | Info | Health
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger("edgetag.mqtt")
 
@@ -89,7 +91,7 @@ class MqttPublisher(Sink):
     Args:
         address: the broker.
         sensor: topic level and client id; two publishers with one id throw each other out.
-        info: published once, retained.
+        info: published retained, now and after every reconnect, until `announce` gives another.
         boot_id: stands in every status.
         connect_timeout_s: from the first attempt to the broker's answer, name resolution aside.
         ack_timeout_s: longest wait without any acknowledgement.
@@ -159,6 +161,21 @@ class MqttPublisher(Sink):
         """
         self._wait_until(self._may_publish)
         self._publish("tags", event)
+
+    def announce(self, info: Info) -> None:
+        """Replace the retained `info`, in order with the events.
+
+        Raises:
+            NetworkError: as `deliver`.
+        """
+        self._info = info
+        self._wait_until(self._may_publish)
+        self._publish("info", info, retain=True)
+
+    def report(self, health: Health) -> None:
+        """Publish once, unacknowledged; not at all while there is no connection."""
+        if self._connected:
+            self._send(self._the_client, "health", health, retain=False, qos=0)
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
@@ -292,13 +309,13 @@ class MqttPublisher(Sink):
 
     # -- publishing, in the caller's thread ---------------------------------------------------------
 
-    def _publish(self, kind: str, message: TagsEvent | Status | Info, *, retain: bool = False) -> None:
-        self._in_flight[self._send(self._the_client, kind, message, retain)] = kind
+    def _publish(self, kind: str, message: _Message, *, retain: bool = False) -> None:
+        self._in_flight[self._send(self._the_client, kind, message, retain=retain)] = kind
 
-    def _send(self, client: Client, kind: str, message: TagsEvent | Status | Info, retain: bool) -> int:
+    def _send(self, client: Client, kind: str, message: _Message, *, retain: bool, qos: int = _QOS) -> int:
         """Hand to paho, which sends it again after a reconnect if need be; returns the message id."""
         properties = _properties(client, PacketTypes.PUBLISH, message.schema)
-        return client.publish(f"{self._topic}/{kind}", encode(message), _QOS, retain, properties).mid
+        return client.publish(f"{self._topic}/{kind}", encode(message), qos, retain, properties).mid
 
     def _announcement(self, reason: str) -> list[tuple[str, Status | Info]]:
         return [("status", self._status("online", reason)), ("info", self._info)]

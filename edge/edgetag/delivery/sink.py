@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Protocol, Self
 
-from edgetag.contract.event import TagsEvent
+from edgetag.contract.event import Health, Info, TagsEvent
 
 
 class Sink(Protocol):
@@ -27,6 +27,14 @@ class Sink(Protocol):
     def deliver(self, event: TagsEvent) -> None:
         """Hand over one event; may wait, never drops."""
         ...
+
+    def announce(self, info: Info) -> None:  # noqa: ARG002
+        """From the next event on, events are to be read with this. Not everybody needs to know."""
+        return None  # noqa: RET501
+
+    def report(self, health: Health) -> None:  # noqa: ARG002
+        """How the sensor is; may be dropped."""
+        return None  # noqa: RET501
 
 
 class Tee(Sink):
@@ -51,3 +59,11 @@ class Tee(Sink):
     def deliver(self, event: TagsEvent) -> None:
         for sink in self._sinks:
             sink.deliver(event)
+
+    def announce(self, info: Info) -> None:
+        for sink in self._sinks:
+            sink.announce(info)
+
+    def report(self, health: Health) -> None:
+        for sink in self._sinks:
+            sink.report(health)

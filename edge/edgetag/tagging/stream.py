@@ -19,7 +19,7 @@ class EventStream:
     """The events of one run of one sensor: `seq` counts from 0, `boot` is the run's own.
 
     Args:
-        tagger: what the windows are heard with.
+        tagger: what the windows are heard with; another may take its place between two windows.
         sensor: sensor id, as in the topics.
         monotonic: the clock that `Window.delivered_s` was read from.
         clock_synced: whether the system clock is disciplined.
@@ -34,11 +34,16 @@ class EventStream:
         clock_synced: Callable[[], bool] = kernel_clock_synced,
     ) -> None:
         self.boot = new_boot_id()
-        self._tagger = tagger
+        self.tagger = tagger
         self.sensor = sensor
         self._monotonic = monotonic
         self._clock_synced = clock_synced
         self._seq = 0
+
+    @property
+    def n_events(self) -> int:
+        """Events so far: the next one's `seq`."""
+        return self._seq
 
     def event(self, window: Window, *, start_utc_s: float, source: str | None = None) -> TagsEvent:
         """Tag one window.
@@ -48,7 +53,7 @@ class EventStream:
             start_utc_s: UTC of the stream's sample 0, seconds since 1970.
             source: the name of what is replayed; None for a microphone.
         """
-        found = self._tagger.analyse(window.samples, window.valid)
+        found = self.tagger.analyse(window.samples, window.valid)
         window_start_s = start_utc_s + window.start_sample / SAMPLE_RATE_HZ
         event = TagsEvent(
             sensor=self.sensor,
@@ -64,7 +69,7 @@ class EventStream:
             fine=found.fine,
             refined=found.refined,
             active=found.active,
-            model=self._tagger.bundle.model,
+            model=self.tagger.bundle.model,
             lag_s=round(self._monotonic() - window.delivered_s, 3),
             source=msgspec.UNSET if source is None else source,
         )

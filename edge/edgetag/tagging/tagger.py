@@ -143,6 +143,7 @@ class Tagger:
             edgetag=version("edgetag"),
             bundle=self.bundle.manifest.name,
             bundle_sha256=self.bundle.sha256,
+            variant=self.bundle.variant,
             taxonomy=self.taxonomy.name,
             tags={id: self.taxonomy.tags[id].name for id in self.taxonomy.ids},
             thresholds=self.thresholds,

@@ -1,0 +1,70 @@
+"""How the sensor is: what `health` says every minute, and at once when a bundle took over or was refused."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from edgetag.contract.event import BundleHealth, Health, timestamp
+from edgetag.tagging.stream import EventStream
+
+INTERVAL_S = 60.0
+
+
+class HealthWatch:
+    """Writes the health of an event stream, and knows when the next is due.
+
+    Args:
+        stream: whose events are counted, and whose bundle hears.
+        monotonic: seconds that no clock step touches.
+    """
+
+    def __init__(self, stream: EventStream, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._stream = stream
+        self._monotonic = monotonic
+        self._started_s = monotonic()
+        self._due_s = self._started_s + INTERVAL_S
+        self.bundle = self._bundle("ok")
+
+    @property
+    def due(self) -> bool:
+        """Whether a minute has passed since the last was written."""
+        return self._monotonic() >= self._due_s
+
+    def took_over(self) -> Health:
+        """Another bundle hears from now on."""
+        self.bundle = self._bundle("ok")
+        return self.health()
+
+    def refused(self, reason: str) -> Health:
+        """Another bundle was to take over, and was refused."""
+        self.bundle = self._bundle("refused", reason)
+        return self.health()
+
+    def health(self) -> Health:
+        """How things are now; the next is due a minute later."""
+        now_s = self._monotonic()
+        self._due_s = now_s + INTERVAL_S
+        return Health(
+            sensor=self._stream.sensor,
+            boot=self._stream.boot,
+            at=timestamp(time.time()),
+            windows=self._stream.n_events,
+            uptime_s=round(now_s - self._started_s, 1),
+            cpu_s=round(time.process_time(), 1),
+            rss_mb=round(resident_bytes() / 1e6, 1),
+            bundle=self.bundle,
+        )
+
+    def _bundle(self, state: Literal["ok", "refused"], reason: str = "") -> BundleHealth:
+        return BundleHealth(self._stream.tagger.bundle.model, state, reason, timestamp(time.time()))
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process; 0 where there is no /proc."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, IndexError, ValueError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")

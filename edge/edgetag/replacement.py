@@ -1,0 +1,70 @@
+"""Another bundle for a sensor that is hearing: made ready aside, taken over between two windows or refused.
+
+```
+signal     ask ──────────┐
+thread                   load, verify, self-test ──┐
+data path  window  window  window  window  window  │ window with the new one
+                                                  outcome
+```
+"""
+
+import queue
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+import structlog
+
+from edgetag.contract.errors import EdgetagError
+from edgetag.tagging.tagger import Tagger
+
+_log: structlog.typing.FilteringBoundLogger = structlog.get_logger("edgetag.bundle")
+
+
+class Replacement:
+    """Loads on request, in a thread of its own, for as long as it is entered.
+
+    Args:
+        load: reads the bundle that is to take over, checks it whole and runs its self-test.
+    """
+
+    def __init__(self, load: Callable[[], Tagger]) -> None:
+        self._load = load
+        self._wishes: queue.SimpleQueue[bool] = queue.SimpleQueue()  # reentrant: a signal handler may put
+        self._outcomes: queue.SimpleQueue[Tagger | EdgetagError] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="bundle", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Wait for a load that is under way; what it brings is not used."""
+        self._wishes.put(False)
+        self._thread.join()
+
+    def ask(self) -> None:
+        """Wish for the bundle to be read anew. Returns at once; may be called from a signal handler."""
+        self._wishes.put(True)
+
+    def outcome(self) -> Tagger | EdgetagError | None:
+        """What became of the last wish, once: a tagger, the reason why there is none, or nothing yet."""
+        found = None
+        while not self._outcomes.empty():
+            found = self._outcomes.get()
+        return found
+
+    def _work(self) -> None:
+        while self._wishes.get():
+            if not self._wishes.empty():
+                continue  # several wishes are one
+            try:
+                self._outcomes.put(self._load())
+            except EdgetagError as error:
+                self._outcomes.put(error)
+            except Exception as error:  # a fault of ours must not end the hearing
+                _log.exception("bundle.failed")
+                self._outcomes.put(EdgetagError(f"the bundle could not be loaded ({type(error).__name__})"))
