@@ -35,6 +35,7 @@ from edgetag.contract.manifest import (
 )
 from edgetag.contract.strict_yaml import load_yaml
 from edgetag.tagging.container import Container, open_container
+from edgetag.tagging.signature import check_signature
 
 Shape = tuple[int, ...]
 MAX_GOLDEN_BYTES = 2**26
@@ -131,19 +132,27 @@ def starter_path() -> Path:
     return Path(str(files("edgetag") / "bundles" / "starter"))
 
 
-def load_bundle(path: Path, variant: Variant | None = None, *, threads: int = 1) -> Bundle:
+def load_bundle(
+    path: Path,
+    variant: Variant | None = None,
+    *,
+    threads: int = 1,
+    public_key: Path | None = None,
+) -> Bundle:
     """Read and check a bundle. The golden windows are compared by whoever can compute them (`Tagger`).
 
     Args:
         path: the directory that holds `bundle.yaml`, or an archive.
         variant: which nets to load; `int8` where there is one, if absent.
         threads: how many work on one net.
+        public_key: a PEM file; unless its owner signed the bundle, nothing of it is parsed or run.
 
     Raises:
-        BundleError: something is missing, altered, of another shape or of another format version.
+        BundleError: something is missing, altered, unsigned, of another shape or of another format version.
+        InputError: the key cannot be used.
     """
     container = open_container(path)
-    text, manifest = read_manifest(container)
+    text, manifest = read_manifest(container, public_key)
     chosen = variant or ("int8" if "int8" in manifest.variants else "fp32")
     if chosen not in manifest.variants:
         raise BundleError(f"{path} has no {chosen} variant, only {', '.join(manifest.variants)}")
@@ -169,16 +178,19 @@ def load_bundle(path: Path, variant: Variant | None = None, *, threads: int = 1)
     return Bundle(manifest, hashlib.sha256(text).hexdigest(), chosen, root, branches, embedding, golden)
 
 
-def read_manifest(container: Container) -> tuple[bytes, Manifest]:
-    """`bundle.yaml`, as it lies there and as it reads.
+def read_manifest(container: Container, public_key: Path | None = None) -> tuple[bytes, Manifest]:
+    """`bundle.yaml`, as it lies there and as it reads; with a key, its signature is checked before.
 
     Raises:
-        BundleError: it is missing, not YAML, of another format version, or contradicts itself.
+        BundleError: it is missing, unsigned, not YAML, of another format version, or contradicts itself.
+        InputError: the key cannot be used.
     """
     file = container.path / MANIFEST_NAME
     text = container.read(MANIFEST_NAME, MAX_MANIFEST_BYTES)
     if len(text) > MAX_MANIFEST_BYTES:
         raise BundleError(f"{file} is longer than the {MAX_MANIFEST_BYTES} bytes a manifest may have")
+    if public_key is not None:
+        check_signature(container, text, public_key)
     try:
         stated = load_yaml(text)
     except ValueError as error:

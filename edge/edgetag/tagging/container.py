@@ -1,8 +1,10 @@
 """Where a bundle's files are: a folder or an archive (`edgetag bundle pack`)."""
 
+import errno
+import os
 import stat
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from edgetag.contract.errors import BundleError
 from edgetag.contract.manifest import MANIFEST_NAME
@@ -44,18 +46,56 @@ class Folder(Container):
     def read(self, name: str, limit: int) -> bytes:
         file = self.path / name
         try:
-            mode = file.lstat().st_mode
-            if stat.S_ISLNK(mode):
-                raise BundleError(f"{file} is a symbolic link; a bundle holds plain files only")
-            if not stat.S_ISREG(mode):
-                raise BundleError(f"{file} is no plain file; a bundle holds nothing else")
-            with file.open("rb") as stream:
-                return stream.read(limit + 1)
+            return read_plain_file(file, limit)
         except FileNotFoundError:
             hint = f"; is {self.path} a bundle?" if name == MANIFEST_NAME else ""
             raise BundleError(f"{file} is missing{hint}") from None
+        except NotPlainError as error:
+            raise BundleError(f"{file} is {error}; a bundle holds plain files only") from None
         except OSError as error:
             raise BundleError(f"{file} cannot be read ({error.strerror})") from error
+
+
+class NotPlainError(ValueError):
+    """What a directory entry is, where it is not a plain file."""
+
+
+def read_plain_file(file: Path, limit: int, *, follow: bool = False) -> bytes:
+    """A plain file's first `limit` bytes and one more; memory is taken for what is there, not for `limit`.
+
+    Args:
+        file: the file.
+        limit: bytes.
+        follow: whether the last part of the path may be a symbolic link.
+
+    Raises:
+        OSError: it is not there or cannot be read.
+        NotPlainError: it is something else.
+    """
+    with open_plain_file(file, follow=follow) as stream:
+        return stream.read(min(limit, os.fstat(stream.fileno()).st_size) + 1)
+
+
+def open_plain_file(file: Path, *, follow: bool = False) -> BinaryIO:
+    """A plain file for reading. A pipe or a device is refused, never waited for.
+
+    Raises:
+        OSError, NotPlainError: as for `read_plain_file`.
+    """
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
+    try:
+        descriptor = os.open(file, flags)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise NotPlainError("a symbolic link") from None
+        if error.errno == errno.ENXIO:
+            raise NotPlainError("a socket or a device") from None
+        raise
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        raise NotPlainError("a folder" if stat.S_ISDIR(mode) else "a pipe or a device")
+    return os.fdopen(descriptor, "rb")
 
 
 def open_container(path: Path) -> Container:

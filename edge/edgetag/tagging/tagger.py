@@ -66,14 +66,29 @@ class Tagger:
         self.self_test()
 
     @classmethod
-    def load(cls, bundle: str | Path | None = None, variant: Variant | None = None) -> Self:
-        """Load a bundle directory, or the one that ships; check it whole and run its self-test.
+    def load(
+        cls,
+        bundle: str | Path | None = None,
+        variant: Variant | None = None,
+        *,
+        threads: int = 1,
+        public_key: Path | None = None,
+    ) -> Self:
+        """Load a bundle directory or archive, or the one that ships; check it whole and run its self-test.
+
+        Args:
+            bundle: where it is; the bundle that ships if absent.
+            variant: which nets to load; `int8` where there is one, if absent.
+            threads: how many work on one net.
+            public_key: a PEM file whose owner must have signed the bundle.
 
         Raises:
-            BundleError: the bundle is damaged, incomplete, of another format, or its nets do not give
-                the probabilities they gave when it was made.
+            BundleError: the bundle is damaged, incomplete, unsigned, of another format, or its nets do not
+                give the probabilities they gave when it was made.
+            InputError: the key cannot be used.
         """
-        return cls(load_bundle(Path(bundle) if bundle is not None else starter_path(), variant))
+        path = Path(bundle) if bundle is not None else starter_path()
+        return cls(load_bundle(path, variant, threads=threads, public_key=public_key))
 
     def tag(
         self,
