@@ -1,6 +1,7 @@
 """The optional local data folder: tests that need it skip with a reason where it is absent."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,16 @@ settings.register_profile("edgetag", deadline=None)  # no test asserts a time
 settings.load_profile("edgetag")
 
 SHARED = Path(os.environ.get("EDGETAG_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def state_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A state directory of the tests' own: what is installed on this machine is left alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        path = tmp_path_factory.mktemp("state-home")
+        patch.setenv("XDG_STATE_HOME", str(path))
+        patch.delenv("STATE_DIRECTORY", raising=False)
+        yield path
 
 
 @pytest.fixture(scope="session")

@@ -54,4 +54,4 @@ def read_settings(path: Path) -> Settings:
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})") from error
     except ValueError as error:  # msgspec's errors are among them
-        raise InputError(f"{path}: {error}") from error
+        raise InputError(f"{path}: {' '.join(str(error).split())}") from error

@@ -20,13 +20,17 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 import jsonschema
+import msgspec
 import numpy as np
 import pytest
 import soundfile
 
+from edgetag import Tagger
 from edgetag.contract.errors import NetworkError
 from edgetag.contract.event import json_schema
 from edgetag.delivery.mqtt import BrokerAddress, MqttPublisher
+from edgetag.health import HealthWatch
+from edgetag.tagging.stream import EventStream
 from fakes import bundle_info, tags_event
 from fakes_bundle import write_bundle
 
@@ -215,6 +219,31 @@ def test_status_and_info_wait_for_a_late_subscriber(broker: Mosquitto) -> None:
     assert all(message.retained for message in online + ended)
     assert statuses(online) == [("online", "connected")]
     assert statuses(ended) == [("offline", "ended")]
+
+
+def test_another_bundle_is_announced_in_order_and_stays_after_a_restart(tmp_path: Path) -> None:
+    """`info` is replaced between two events; a broker that forgets is told the new one."""
+    other = msgspec.structs.replace(bundle_info(), bundle="other")
+    health = HealthWatch(EventStream(Tagger.load(), sensor=SENSOR)).health()
+    with (
+        Mosquitto(tmp_path, "allow_anonymous true", "queue_qos0_messages true") as broker,
+        publisher(broker.address()) as sink,
+    ):
+        broker.subscribe("reader")
+        sink.announce(bundle_info())  # the one at the beginning came before the reader
+        sink.deliver(tags_event(0))
+        sink.announce(other)
+        sink.report(health)
+        sink.deliver(tags_event(1))
+        messages = broker.take("reader", 5)
+        assert [message.kind for message in messages] == ["info", "tags", "info", "health", "tags"]
+        assert messages[2].payload["bundle"] == "other"
+        jsonschema.validate(messages[3].payload, json_schema("health"))
+        broker.stop()
+        broker.start()
+        sink.deliver(tags_event(2))
+        (info,) = (message for message in broker.retained(2) if message.kind == "info")
+        assert info.payload["bundle"] == "other"
 
 
 DIES = """
