@@ -9,13 +9,14 @@ import structlog
 
 from edgetag.capture.source import Block, DamagedAudio, Source
 from edgetag.capture.windows import Window, Windower
-from edgetag.contract.errors import EdgetagError
+from edgetag.contract.errors import BundleError, EdgetagError
 from edgetag.contract.event import Verdict
 from edgetag.contract.frontend import SAMPLE_RATE_HZ
 from edgetag.delivery.sink import Sink
 from edgetag.health import HealthWatch
 from edgetag.replacement import Replacement
 from edgetag.tagging.stream import EventStream
+from edgetag.tagging.tagger import Tagger
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger("edgetag.daemon")
 
@@ -94,12 +95,14 @@ def _take_over(
     replacement: Replacement, stream: EventStream, sink: Sink, watch: HealthWatch, hop_s: float
 ) -> None:
     """Hear with the bundle that was wished for, if it is ready; say so, or why it was refused."""
-    outcome = replacement.outcome()
+    outcome, was = replacement.outcome(), stream.tagger
+    if isinstance(outcome, Tagger) and outcome.taxonomy != was.taxonomy:
+        outcome = BundleError(f"{outcome.bundle.model} has another taxonomy; start edgetag anew to change it")
     if isinstance(outcome, EdgetagError):
-        _log.error("bundle.refused", reason=str(outcome), still=stream.tagger.bundle.model)
+        _log.error("bundle.refused", reason=str(outcome), still=was.bundle.model)
         sink.report(watch.refused(str(outcome)))
     elif outcome is not None:
-        _log.warning("bundle.replaced", by=outcome.bundle.model, was=stream.tagger.bundle.model)
+        _log.warning("bundle.replaced", by=outcome.bundle.model, was=was.bundle.model)
         stream.tagger = outcome
         sink.announce(outcome.info(hop_s))
         sink.report(watch.took_over())
