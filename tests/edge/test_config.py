@@ -3,12 +3,14 @@
 import contextlib
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edgetag.config import RuntimeSettings, Settings, read_settings
 from edgetag.contract.errors import InputError
+from edgetag.contract.strict_yaml import load_yaml
 
 
 @pytest.mark.parametrize("text", ["", "# nothing yet\n", "{}", "bundle: {}\nruntime: {}"])
@@ -16,6 +18,13 @@ def test_an_empty_file_is_all_defaults(tmp_path: Path, text: str) -> None:
     """Nothing has to be written down."""
     (tmp_path / "edgetag.yaml").write_text(text)
     assert read_settings(tmp_path / "edgetag.yaml") == Settings()
+
+
+def test_the_commented_file_is_complete_and_all_defaults() -> None:
+    """`deploy/edgetag.yaml` names every setting, each with the value it has anyway."""
+    path = Path(__file__).parents[2] / "deploy" / "edgetag.yaml"
+    assert read_settings(path) == Settings()
+    assert load_yaml(path.read_bytes()) == msgspec.to_builtins(Settings())
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
