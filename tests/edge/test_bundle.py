@@ -111,9 +111,9 @@ def test_a_symbolic_link_is_refused(bundle: Path) -> None:
 
 
 def test_a_file_is_no_bundle(tmp_path: Path) -> None:
-    """A bundle is a directory."""
+    """A bundle is a folder, or an archive that was packed from one."""
     (tmp_path / "file").write_text("")
-    with pytest.raises(BundleError, match=r"bundle\.yaml cannot be read"):
+    with pytest.raises(BundleError, match="no archive of a bundle"):
         load_bundle(tmp_path / "file")
 
 

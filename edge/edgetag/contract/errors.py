@@ -13,9 +13,15 @@ from typing import ClassVar
 
 
 class EdgetagError(Exception):
-    """Base of everything edgetag raises on purpose; `exit_code` is what the command line ends with."""
+    """Base of everything edgetag raises on purpose; `exit_code` is what the command line ends with.
+
+    As a string it is one line of printable text, whatever file name or manifest it quotes.
+    """
 
     exit_code: ClassVar[int] = 1
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class InputError(EdgetagError):
@@ -45,3 +51,12 @@ class OutputError(EdgetagError):
 def first_line(error: Exception) -> str:
     """What another library's error says, in one line for a sentence of ours; its type, if it says nothing."""
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def printable(text: str) -> str:
+    """`text` on one line, with escapes for whatever a terminal would obey rather than show.
+
+    >>> printable("a\\x1b[2J\\nb")
+    'a\\\\x1b[2J\\\\nb'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

@@ -1,6 +1,6 @@
 """`bundle.yaml`: what a bundle states about itself. The loader checks every statement against the files."""
 
-from pathlib import PurePosixPath
+import re
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -20,9 +20,12 @@ FORMAT = "edgetag.bundle/1"
 MANIFEST_NAME = "bundle.yaml"
 
 SIGNATURE_NAME = "bundle.yaml.sig"
+SIGNATURE_BYTES = 64  # Ed25519
 MAX_MANIFEST_BYTES = 2**20
 MAX_FILE_BYTES = 2**31 - 1  # what an ONNX file can have
 MAX_FILES = 64
+PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+ -]{0,254}")
+"""A file's name that is one on every system and in every archive."""
 
 LOGMEL_INPUT = "logmel"
 EMBEDDING_INPUT = "embedding"
@@ -45,12 +48,7 @@ class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sha256: Sha256
 
     def __post_init__(self) -> None:
-        if (
-            not self.file
-            or PurePosixPath(self.file).name != self.file
-            or self.file.startswith(".")
-            or "\\" in self.file
-        ):
+        if not PLAIN_NAME.fullmatch(self.file):
             raise ValueError(f"{self.file!r} is not a plain file name inside the bundle")
 
 
@@ -88,29 +86,41 @@ class Golden(File, frozen=True):
     tolerance: dict[Variant, Annotated[float, msgspec.Meta(gt=0, lt=1)]]
 
 
-class Parity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What eight bits cost: the int8 nets beside the fp32 nets they were made from, under the cascade.
+class LevelParity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One level's tags, as the whole system of either variant scores them under the cascade.
 
     Attributes:
         judged_on: the recordings, e.g. `validate`.
         windows: how many of them.
-        max_difference, mean_difference: of any tag's probability there.
-        golden_difference: the largest on the golden windows, net by net.
-        micro_auprc: by level (`coarse`, `fine`), by variant; a level without labels there is absent.
-        class_auprc: by tag id, by variant; tags without a positive there are absent.
-        float_layers: by net, the layers that stay in float in the int8 variant.
-        calibration: by tag id, how many of the windows that ranges were taken from have it.
-        calibration_windows: how many windows that were.
-        exceeded: limits that the bundle was written in spite of, in words.
+        max_difference, mean_difference: of any tag's probability there. Where a branch fires in one variant
+            only, its tags differ by what it says, however near the nets are.
+        micro_auprc: by variant.
+        class_auprc: by coarse id, by variant (at the fine level: of the category's fine tags together);
+            categories without a positive there are absent.
     """
 
     judged_on: str
     windows: int
     max_difference: float
     mean_difference: float
-    golden_difference: float
-    micro_auprc: dict[str, dict[Variant, float]]
+    micro_auprc: dict[Variant, float]
     class_auprc: dict[str, dict[Variant, float]]
+
+
+class Parity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What eight bits cost: the int8 nets beside the fp32 nets they were made from.
+
+    Attributes:
+        levels: `coarse` and `fine`; a level that nothing at hand can judge is absent.
+        golden_difference: the largest of any net's probability on the golden windows.
+        float_layers: by net, the layers that stay in float in the int8 variant.
+        calibration: by tag id, how many of the windows that ranges were taken from have it.
+        calibration_windows: how many windows that were.
+        exceeded: limits that the bundle was written in spite of, in words.
+    """
+
+    levels: dict[str, LevelParity]
+    golden_difference: float
     float_layers: dict[str, list[str]]
     calibration: dict[str, int]
     calibration_windows: int
@@ -161,10 +171,13 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
         Raises:
             BundleError: an impossible number of outputs, a branch without a category, a threshold
-                without a tag, another front end, an embedding that nothing uses, a variant that only some
-                nets have, or golden windows without its tolerance.
+                without a tag, a tag that cannot be printed, another front end, an embedding that nothing
+                uses, a variant that only some nets have, or golden windows without its tolerance.
         """
         taxonomy = self.taxonomy
+        for tag in taxonomy.tags.values():
+            if not tag.label.isprintable():
+                raise BundleError(f"tag {tag.label!r} cannot be printed")
         if self.frontend != LOGMEL:
             raise BundleError(f"the front end is {self.frontend}, this edgetag computes {LOGMEL}")
         if self.root.outputs not in (len(taxonomy.ids), len(taxonomy.coarse_ids)):

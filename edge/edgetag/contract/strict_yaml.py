@@ -1,16 +1,29 @@
-"""YAML as a machine may trust it: no aliases (which can stand for gigabytes), no key twice."""
+"""YAML as a machine may trust it: maps, lists, strings, numbers, booleans and null, each written out once.
 
+No aliases (which can stand for gigabytes), no tags (which can ask for any type), no key twice. Numbers are
+decimal and ints have at most 19 digits; dates, `1:30`, `0x10` and `1_000` are strings.
+"""
+
+import re
 from collections.abc import Hashable
 from typing import Any
 
 import yaml
 
+_INT = re.compile(r"^[-+]?(?:0|[1-9][0-9]{0,18})$")
+_FLOAT = re.compile(
+    r"^(?:[-+]?[0-9]+\.[0-9]*(?:[eE][-+][0-9]+)?|\.[0-9]+(?:[eE][-+][0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+)
+_KEPT = {"tag:yaml.org,2002:bool", "tag:yaml.org,2002:null"}
+
 
 class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:  # noqa: ANN401
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         if self.check_event(yaml.AliasEvent):
-            event = self.get_event()  # type: ignore[no-untyped-call]
             raise yaml.composer.ComposerError(None, None, "aliases are not allowed", event.start_mark)
+        if event.tag is not None:
+            raise yaml.composer.ComposerError(None, None, "tags are not allowed", event.start_mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
@@ -18,6 +31,15 @@ class _Loader(yaml.SafeLoader):
         if len(mapping) != len(node.value):
             raise yaml.constructor.ConstructorError(None, None, "a key is there twice", node.start_mark)
         return mapping
+
+
+# Each pattern is part of what the dumper takes for a number, so that a string never comes back as one.
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag in _KEPT]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", _INT, list("-+0123456789"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
 
 
 class _Dumper(yaml.SafeDumper):
@@ -29,7 +51,7 @@ def load_yaml(text: bytes) -> Any:  # noqa: ANN401
     """What a YAML document says, in plain Python values.
 
     Raises:
-        ValueError: it is not YAML, or uses an alias, or the same key twice; in one sentence.
+        ValueError: it is not YAML, or uses an alias or a tag, or has the same key twice; in one sentence.
     """
     try:
         return yaml.load(text, _Loader)  # noqa: S506  a SafeLoader

@@ -5,9 +5,6 @@ compared by `Tagger`, which can compute them.
 """
 
 import hashlib
-import io
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -29,26 +26,19 @@ from edgetag.contract.manifest import (
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
     OUTPUT,
+    SIGNATURE_NAME,
     File,
     Manifest,
     Variant,
 )
 from edgetag.contract.strict_yaml import load_yaml
-from edgetag.tagging.container import Container, open_container
+from edgetag.tagging.container import Archive, Container, open_container
+from edgetag.tagging.npz import read_npz
+from edgetag.tagging.onnx_file import ForeignDataError, check_onnx
 from edgetag.tagging.signature import check_signature
 
 Shape = tuple[int, ...]
 MAX_GOLDEN_BYTES = 2**26
-_GOLDEN_FAULTS = (
-    ValueError,
-    KeyError,
-    TypeError,
-    OSError,
-    EOFError,
-    MemoryError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 PATCHES_INPUT = "patches"
 PATCHES_SHAPE = (VGGISH_N_PATCHES, VGGISH_PATCH_FRAMES, VGGISH_N_MELS)
 EMBEDDING_OUTPUT_SHAPE = EMBEDDING_SHAPE[1:]
@@ -63,7 +53,8 @@ class OnnxNet:
         threads: how many may work on one call; none of them spins between calls.
 
     Raises:
-        BundleError: the runtime cannot load it, or a tensor is not float32 of fixed shape.
+        BundleError: the runtime cannot load it, it keeps data in another file, or a tensor is not float32 of
+            fixed shape.
     """
 
     def __init__(self, data: bytes, name: str, threads: int = 1) -> None:
@@ -71,9 +62,13 @@ class OnnxNet:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.load_model_format", "ONNX")  # not what it looks like
         options.log_severity_level = 4  # errors reach us as exceptions
         try:
+            check_onnx(data)
             self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        except ForeignDataError as error:
+            raise BundleError(f"{name} {error}") from error
         except Exception as error:  # onnxruntime has no common base of its own errors
             raise BundleError(
                 f"{name} is not an ONNX net this runtime can load ({first_line(error)})"
@@ -182,7 +177,8 @@ def read_manifest(container: Container, public_key: Path | None = None) -> tuple
     """`bundle.yaml`, as it lies there and as it reads; with a key, its signature is checked before.
 
     Raises:
-        BundleError: it is missing, unsigned, not YAML, of another format version, or contradicts itself.
+        BundleError: it is missing, unsigned, not YAML, of another format version, or contradicts itself;
+            or an archive holds what it does not state.
         InputError: the key cannot be used.
     """
     file = container.path / MANIFEST_NAME
@@ -203,7 +199,23 @@ def read_manifest(container: Container, public_key: Path | None = None) -> tuple
         manifest.check()
     except (msgspec.ValidationError, BundleError) as error:
         raise BundleError(f"{file}: {error}") from error
+    if isinstance(container, Archive):
+        refuse_unstated(container, manifest)
     return text, manifest
+
+
+def refuse_unstated(container: Container, manifest: Manifest) -> None:
+    """Whether a bundle holds what its manifest states, and nothing else.
+
+    Raises:
+        BundleError: an entry that the manifest does not state.
+    """
+    unstated = set(container.names()) - manifest.files.keys() - {MANIFEST_NAME, SIGNATURE_NAME}
+    if unstated:
+        raise BundleError(
+            f"{container.path} holds {', '.join(map(repr, sorted(unstated)))}, "
+            f"which {MANIFEST_NAME} does not state"
+        )
 
 
 def read_file(container: Container, file: File) -> bytes:
@@ -244,19 +256,19 @@ def _check(net: OnnxNet, name: str, inputs: Mapping[str, Shape], output: str, sh
 def _golden(container: Container, manifest: Manifest, variant: Variant) -> Golden:
     data = read_file(container, manifest.golden)
     nets = {"root": manifest.root, **{f"branch-{id}": net for id, net in manifest.branches.items()}}
+    names = {name: f"{name}_{variant}" for name in nets}
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            if sum(entry.file_size for entry in archive.infolist()) > MAX_GOLDEN_BYTES:
-                raise ValueError(f"unpacked it is larger than {MAX_GOLDEN_BYTES} bytes")
-        with np.load(io.BytesIO(data), allow_pickle=False) as stored:
-            golden = Golden(stored["pcm"], {name: stored[f"{name}_{variant}"] for name in nets})
-    except _GOLDEN_FAULTS as error:
+        arrays = read_npz(
+            data, {"pcm": np.int16} | dict.fromkeys(names.values(), np.float32), MAX_GOLDEN_BYTES
+        )
+    except ValueError as error:
         raise BundleError(
             f"{container.path / manifest.golden.file} holds no golden windows for {variant} ({error})"
         ) from error
+    golden = Golden(arrays["pcm"], {name: arrays[stored] for name, stored in names.items()})
     pcm = golden.pcm
-    if pcm.dtype != np.int16 or pcm.ndim != 2 or pcm.shape[1] != WINDOW_SAMPLES or len(pcm) == 0:
-        raise BundleError(f"the golden windows are {pcm.dtype} {pcm.shape}, not int16 (k, {WINDOW_SAMPLES})")
+    if pcm.ndim != 2 or pcm.shape[1] != WINDOW_SAMPLES or len(pcm) == 0:
+        raise BundleError(f"the golden windows are {pcm.shape}, not (k, {WINDOW_SAMPLES})")
     for name, net in nets.items():
         if golden.expected[name].shape != (len(pcm), net.outputs):
             raise BundleError(

@@ -3,11 +3,14 @@
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from edgetag.contract.errors import BundleError
 from edgetag.contract.manifest import MANIFEST_NAME
+from edgetag.tagging.archive import ArchiveError, read_member, read_members
 
 
 class Container(Protocol):
@@ -56,6 +59,55 @@ class Folder(Container):
             raise BundleError(f"{file} cannot be read ({error.strerror})") from error
 
 
+class Archive(Container):
+    """A bundle packed by `edgetag bundle pack`; its directory is read and checked at once, its content when
+    it is asked for.
+
+    Raises:
+        BundleError: it is not such an archive.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with self._stream() as stream:
+            members = read_members(stream, os.fstat(stream.fileno()).st_size)
+        self._members = {member.name: member for member in members}
+
+    def names(self) -> list[str]:
+        return sorted(self._members)
+
+    def read(self, name: str, limit: int) -> bytes:
+        if name not in self._members:
+            raise BundleError(f"{self.path / name} is missing")
+        with self._stream() as stream:
+            return read_member(stream, self._members[name], limit)
+
+    @contextmanager
+    def _stream(self) -> Iterator[BinaryIO]:
+        try:
+            with open_plain_file(self.path, follow=True) as stream:
+                yield stream
+        except ArchiveError as error:
+            raise BundleError(f"{self.path} {error}") from None
+        except NotPlainError as error:
+            raise BundleError(f"{self.path} is {error}, neither a bundle's folder nor its archive") from None
+        except OSError as error:
+            raise BundleError(f"{self.path} cannot be read ({error.strerror})") from error
+
+
+def open_container(path: Path) -> Container:
+    """A folder as it is, and any plain file as an archive.
+
+    Raises:
+        BundleError: a file that is no bundle's archive.
+    """
+    try:
+        is_folder = stat.S_ISDIR(path.stat().st_mode)
+    except OSError:
+        is_folder = True  # reading its manifest says what is wrong
+    return Folder(path) if is_folder else Archive(path)
+
+
 class NotPlainError(ValueError):
     """What a directory entry is, where it is not a plain file."""
 
@@ -96,8 +148,3 @@ def open_plain_file(file: Path, *, follow: bool = False) -> BinaryIO:
         os.close(descriptor)
         raise NotPlainError("a folder" if stat.S_ISDIR(mode) else "a pipe or a device")
     return os.fdopen(descriptor, "rb")
-
-
-def open_container(path: Path) -> Container:
-    """A folder as it is, and any plain file as an archive."""
-    return Folder(path)

@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgetag.contract.errors import BundleError, InputError, OutputError
-from edgetag.contract.manifest import MANIFEST_NAME, SIGNATURE_NAME
+from edgetag.contract.manifest import MANIFEST_NAME, SIGNATURE_BYTES, SIGNATURE_NAME
 from edgetag.tagging.container import Container, NotPlainError, read_plain_file
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-SIGNATURE_BYTES = 64
 MAX_KEY_BYTES = 2**16
 
 
