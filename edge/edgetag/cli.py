@@ -5,6 +5,7 @@ Exit codes: 0 done · 1 internal error · 2 usage or input · 3 bundle · 4 netw
 
 import logging
 import os
+import signal
 import socket
 import sys
 import time
@@ -12,20 +13,26 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
+from edgetag.bundle_cli import app as bundle_app
 from edgetag.contract.errors import EdgetagError, InputError, OutputError
 from edgetag.contract.event import DEFAULT_PREFIX
 from edgetag.contract.frontend import MIN_VALID, WINDOW_S
 
 if TYPE_CHECKING:
     from edgetag.capture.source import Block, Source
+    from edgetag.config import Settings
     from edgetag.daemon import Summary
     from edgetag.delivery.sink import Sink
+    from edgetag.health import HealthWatch
+    from edgetag.loading import Loader
+    from edgetag.replacement import Replacement
     from edgetag.tagging.stream import EventStream
     from edgetag.tagging.tagger import Tagger
 
@@ -38,6 +45,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 internal error, 2 usage or input, 3 bundle, 4 network, 5 output, "
     "130 interrupted.",
 )
+app.add_typer(bundle_app, name="bundle")
 
 INTERRUPTED_EXIT = 130
 
@@ -46,6 +54,12 @@ class Format(StrEnum):
     json = "json"
     table = "table"
     csv = "csv"
+
+
+class VariantName(StrEnum):
+    auto = "auto"
+    fp32 = "fp32"
+    int8 = "int8"
 
 
 def main() -> None:
@@ -102,8 +116,15 @@ def replay(
         bool, typer.Option("--realtime", help="As fast as it was heard, not faster.")
     ] = False,
     bundle: Annotated[
-        Path | None, typer.Option("--bundle", help="Bundle directory; the starter bundle if absent.")
+        Path | None,
+        typer.Option(
+            "--bundle", help="Bundle folder or archive; the installed one, or the starter, if absent."
+        ),
     ] = None,
+    variant: Annotated[
+        VariantName | None, typer.Option("--variant", help="Nets to run; auto is what is faster here.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option("--config", help="Configuration file (YAML).")] = None,
     sensor: Annotated[str, typer.Option("--sensor", help="Sensor id of the events.")] = "",
     prefix: Annotated[str, typer.Option("--prefix", help="Topic prefix.")] = DEFAULT_PREFIX,
     start: Annotated[
@@ -117,22 +138,32 @@ def replay(
 ) -> None:
     """Tag recordings in rolling ten-second windows.
 
+    SIGHUP makes a replay without a terminal read its configuration and bundle anew.
+
     Example: edgetag replay street.flac --format table
     """
     from edgetag.delivery.address import check_prefix, check_sensor
+    from edgetag.health import HealthWatch
+    from edgetag.loading import Loader
+    from edgetag.state import state_directory
     from edgetag.tagging.stream import EventStream
-    from edgetag.tagging.tagger import Tagger, check_start
+    from edgetag.tagging.tagger import check_start
     from edgetag.tagging.tagger import hop_samples as to_samples
 
     hop_samples = to_samples(hop)
     check_prefix(prefix)
     sensor = check_sensor(sensor or _replay_sensor())
     start_utc_s = check_start(start.replace(tzinfo=UTC).timestamp()) if start else None
-    tagger = Tagger.load(bundle)
+    loader = Loader(partial(_settings, config, bundle, variant), state_directory())
+    tagger, refusal = loader.load_or_previous()
     stream = EventStream(tagger, sensor=sensor)
+    watch = HealthWatch(stream)
     failed = False
     with _reader_may_leave(), ExitStack() as stack:
+        replacement = stack.enter_context(_replaced_on_hangup(loader))
         sink = stack.enter_context(_sink(tagger, stream, format, mqtt, prefix, hop))
+        if refusal:
+            sink.report(watch.refused(refusal))
         progress = _is_terminal(sys.stderr) and not (_is_terminal(sys.stdout) and (format or not mqtt))
         for file in files:
             try:
@@ -142,6 +173,8 @@ def replay(
                     sink,
                     hop_samples,
                     start_utc_s,
+                    watch,
+                    replacement,
                     realtime=realtime,
                     progress=progress,
                 )
@@ -165,12 +198,57 @@ def demo() -> None:
     typer.echo(run_demo())
 
 
+def _settings(config: Path | None, bundle: Path | None, variant: VariantName | None) -> "Settings":
+    """The configuration file's settings, or the defaults, and the command line's over them."""
+    import msgspec
+
+    from edgetag.config import Settings, read_settings
+
+    settings = Settings() if config is None else read_settings(config)
+    if bundle is not None:
+        settings = msgspec.structs.replace(
+            settings, bundle=msgspec.structs.replace(settings.bundle, path=str(bundle))
+        )
+    if variant is not None:
+        settings = msgspec.structs.replace(
+            settings, runtime=msgspec.structs.replace(settings.runtime, variant=variant.value)
+        )
+    return settings
+
+
+@contextmanager
+def _replaced_on_hangup(loader: "Loader") -> "Iterator[Replacement]":
+    """SIGHUP asks for the bundle anew. With a terminal it means that the terminal has gone, as ever."""
+    from edgetag.replacement import Replacement
+
+    with Replacement(loader.load) as replacement:
+        if _has_terminal():
+            yield replacement
+            return
+        before = signal.signal(signal.SIGHUP, lambda *_: replacement.ask())
+        try:
+            yield replacement
+        finally:
+            signal.signal(signal.SIGHUP, before)
+
+
+def _has_terminal() -> bool:
+    """Whether the process has a controlling terminal, whatever its streams are."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
+
+
 def _replay_one(
     file: str,
     stream: "EventStream",
     sink: "Sink",
     hop_samples: int,
     start_utc_s: float | None,
+    watch: "HealthWatch",
+    replacement: "Replacement",
     *,
     realtime: bool,
     progress: bool,
@@ -198,6 +276,8 @@ def _replay_one(
                 start_utc_s=start_utc_s,
                 label=os.fsencode(file).decode("utf-8", "replace"),
                 observers=[*observers, advance] if advance else observers,
+                watch=watch,
+                replacement=replacement,
             )
     _check_heard(file, summary)
     return summary.audio_s

@@ -1,0 +1,69 @@
+"""Which bundle hears and by which of its nets: by the settings, the store and what `edgetag bench` found."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from edgetag.config import Settings
+from edgetag.contract.errors import BundleError
+from edgetag.tagging.bundle import starter_path
+from edgetag.tagging.store import BundleStore
+from edgetag.tagging.tagger import Tagger
+
+_log: structlog.typing.FilteringBoundLogger = structlog.get_logger("edgetag.bundle")
+
+
+class Loader:
+    """Loads what the settings ask for: a bundle's path, else the installed one, else the starter.
+
+    Args:
+        settings: read anew for every load, so that a running sensor can be told another path.
+        state: the state directory, with the store and the findings of `edgetag bench`.
+    """
+
+    def __init__(self, settings: Callable[[], Settings], state: Path) -> None:
+        self._settings = settings
+        self._state = state
+        self._store = BundleStore(state / "bundles")
+
+    def load(self) -> Tagger:
+        """What is asked for now, checked whole.
+
+        Raises:
+            BundleError: it does not pass.
+            InputError: the settings or the public key cannot be read.
+        """
+        settings = self._settings()
+        return self._load(settings, self._asked_for(settings))
+
+    def load_or_previous(self) -> tuple[Tagger, str]:
+        """What is asked for, or the last good bundle where the installed one does not pass any more.
+
+        Returns:
+            The tagger, and why it is not what was asked for; "" if it is.
+
+        Raises:
+            BundleError: neither passes, or a path was asked for.
+            InputError: the settings or the public key cannot be read.
+        """
+        settings = self._settings()
+        path, previous = self._asked_for(settings), self._store.previous()
+        try:
+            return self._load(settings, path), ""
+        except BundleError as error:
+            if path != self._store.current() or previous is None:
+                raise
+            _log.error("bundle.refused", reason=str(error), instead=str(previous))
+            return self._load(settings, previous), str(error)
+
+    def _asked_for(self, settings: Settings) -> Path:
+        if settings.bundle.path is not None:
+            return Path(settings.bundle.path)
+        return self._store.current() or starter_path()
+
+    def _load(self, settings: Settings, path: Path) -> Tagger:
+        runtime = settings.runtime
+        key = None if settings.bundle.public_key is None else Path(settings.bundle.public_key)
+        variant = None if runtime.variant == "auto" else runtime.variant
+        return Tagger.load(path, variant, threads=runtime.threads, public_key=key)
