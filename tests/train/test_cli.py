@@ -95,7 +95,7 @@ def test_from_a_table_to_a_report_and_a_bundle(
     assert submitted == figures
 
     bundle = tmp_path / "bundle"
-    exported = edgetag("train", "export", run, *source, "--out", bundle, "--licence", "CC0", "--fp32")
+    exported = edgetag("train", "export", run, *source, "--out", bundle, "--licence", "CC0")
     assert exported.code == 0, exported.err
     published = json.loads(edgetag("train", "evaluate", bundle, *source).out)
     assert published["recordings"] == 4

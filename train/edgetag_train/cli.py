@@ -45,6 +45,11 @@ class Device(StrEnum):
     cuda = "cuda"
 
 
+class Precision(StrEnum):
+    fp32 = "fp32"
+    int8 = "int8"
+
+
 @app.callback()
 def _needs_extra() -> None:
     from edgetag.log import configure
@@ -205,8 +210,11 @@ def export(
     data: DataOption,
     out: Annotated[Path, typer.Option("--out", help="Bundle directory to write.")],
     embedding: EmbeddingOption = None,
-    fp32: Annotated[
-        bool, typer.Option("--fp32/--no-fp32", help="Ship the fp32 nets beside the int8 ones.")
+    only: Annotated[
+        Precision | None, typer.Option("--only", help="Ship one variant; fp32 and int8 if absent.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Write the bundle even if int8 costs more than it may.")
     ] = False,
     max_fires: Annotated[
         bool, typer.Option("--max-fires", help="The paper's rule: the likeliest category's branch fires too.")
@@ -220,10 +228,14 @@ def export(
     cache: CacheOption = None,
     skip_bad: SkipBadOption = False,
 ) -> None:
-    """Export a run to ONNX (int8, and fp32 on demand), score it on the validate split, write the bundle.
+    """Export a run to ONNX (fp32 and int8), score it on the validate split, write the bundle.
+
+    Where int8 loses too much against fp32, more layers stay in float; if that does not help, nothing is
+    written and an older bundle stays as it is.
 
     Example: edgetag train export runs/h2 --data sonyc-ust --embedding vggish --out bundle
     """
+    from edgetag.contract.manifest import VARIANTS
     from edgetag_train.data.features import default_cache
     from edgetag_train.export import export_run
 
@@ -236,13 +248,14 @@ def export(
         run,
         data,
         out,
-        ("fp32", "int8") if fp32 else ("int8",),
+        VARIANTS if only is None else (only.value,),
         about,
         cache=cache or default_cache(),
         embedding=_read_embedding(embedding),
         policy="threshold_or_max" if max_fires else "threshold",
         note=note,
         skip_bad=skip_bad,
+        force=force,
     )
 
 

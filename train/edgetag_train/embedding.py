@@ -12,15 +12,16 @@ from typing import Annotated, Literal
 import msgspec
 import numpy as np
 import structlog
-import yaml
 from numpy.typing import NDArray
 from torch import nn
 
 from edgetag.contract.errors import InputError
-from edgetag.contract.manifest import EMBEDDING_INPUT, File, Variant
-from edgetag.tagging.bundle import PATCHES_INPUT, PATCHES_SHAPE
+from edgetag.contract.manifest import EMBEDDING_INPUT, VARIANTS, File, Variant
+from edgetag.contract.strict_yaml import dump_yaml, load_yaml
+from edgetag.tagging.bundle import PATCHES_INPUT, PATCHES_SHAPE, OnnxNet
 from edgetag_train.data.patches import check_embedding_net, recorded_patches, street_patches
-from edgetag_train.files import file_entry, sha256_of, writing
+from edgetag_train.files import file_entry, sha256_of
+from edgetag_train.folder import check_room, replaced
 from edgetag_train.models.vggish import random_vggish, read_vggish
 from edgetag_train.onnx_net import quantise, save_onnx
 
@@ -29,7 +30,14 @@ MANIFEST_NAME = "embedding.yaml"
 N_CALIBRATION_SCENES = 4
 N_CALIBRATION_WINDOWS = 48
 CALIBRATION_SEED = 100
-VARIANTS: tuple[Variant, ...] = ("fp32", "int8")
+_NAMES = {MANIFEST_NAME, *(f"embedding.{variant}.onnx" for variant in VARIANTS)}
+
+
+class Difference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Of int8 from fp32 on the windows that its ranges were taken from, in steps of the embedding's 0…255."""
+
+    max: float
+    mean: float
 
 
 class _Stated(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -39,6 +47,7 @@ class _Stated(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kind: str
     source: str
     variants: Annotated[dict[Variant, File], msgspec.Meta(min_length=1)]
+    int8_difference: Difference | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +77,8 @@ def export_embedding(
     """Write an embedding folder.
 
     In the int8 variant the last layer with weights and all after it stay in float: in VGGish that is PCA
-    and quantisation to eight bits, where a rounded input would be rounded again.
+    and quantisation to eight bits, where a rounded input would be rounded again. How far it is from fp32 is
+    stated. Until all is well `out` stays as it was.
 
     Args:
         net: VGGish, or another net of the same shapes.
@@ -84,20 +94,35 @@ def export_embedding(
         InputError: `out` holds something else.
         OutputError: `out` cannot be written.
     """
-    _make_room(out)
-    paths: dict[Variant, Path] = {variant: out / f"embedding.{variant}.onnx" for variant in VARIANTS}
-    with writing(out):
+    check_room(out, "embedding", MANIFEST_NAME, _NAMES.__contains__)
+    with replaced(out) as folder:
+        paths = {variant: folder / f"embedding.{variant}.onnx" for variant in VARIANTS[: 2 if int8 else 1]}
         save_onnx(net, {PATCHES_INPUT: PATCHES_SHAPE}, EMBEDDING_INPUT, paths["fp32"])
+        difference = None
         if int8:
             feeds = ({PATCHES_INPUT: patches} for patches in calibration)
-            quantise(paths["fp32"], paths["int8"], feeds, lambda layers: layers[-1:])
-        variants = VARIANTS if int8 else VARIANTS[:1]
-        files = {variant: file_entry(paths[variant]) for variant in variants}
-        stated = _Stated("edgetag.embedding/1", kind, source, files)
-        text = yaml.safe_dump(msgspec.to_builtins(stated), sort_keys=False, allow_unicode=True, width=100)
-        (out / MANIFEST_NAME).write_text(text, encoding="utf-8")
-    log.info("embedding written", out=str(out), kind=kind, **_megabytes(paths, variants))
-    return _embedding(out, stated)
+            quantise(paths["fp32"], paths["int8"], feeds, n_last=1)
+            difference = _difference(paths, calibration)
+        files = {variant: file_entry(path) for variant, path in paths.items()}
+        stated = _Stated("edgetag.embedding/1", kind, source, files, difference)
+        (folder / MANIFEST_NAME).write_bytes(dump_yaml(msgspec.to_builtins(stated)))
+    found = _embedding(out, stated)
+    sizes = {variant: f"{path.stat().st_size / 1e6:.2f} MB" for variant, path in found.paths.items()}
+    log.info("embedding written", out=str(out), kind=kind, **sizes, **_said(difference))
+    return found
+
+
+def _difference(paths: dict[Variant, Path], calibration: NDArray[np.float32]) -> Difference:
+    fp32, int8 = (OnnxNet(paths[variant].read_bytes(), variant) for variant in VARIANTS)
+    feeds = [{PATCHES_INPUT: patches} for patches in calibration]
+    found = np.abs(np.stack([int8(feed) - fp32(feed) for feed in feeds]))
+    return Difference(round(float(found.max()), 4), round(float(found.mean()), 4))
+
+
+def _said(difference: Difference | None) -> dict[str, float]:
+    if difference is None:
+        return {}
+    return {"max_difference": difference.max, "mean_difference": difference.mean}
 
 
 def export_vggish(
@@ -149,13 +174,13 @@ def read_embedding(folder: Path) -> Embedding:
 
 def _read_stated(path: Path) -> _Stated:
     try:
-        return msgspec.convert(yaml.safe_load(path.read_bytes()), _Stated)
+        return msgspec.convert(load_yaml(path.read_bytes()), _Stated)
     except OSError as error:
         raise InputError(
             f"{path} cannot be read ({error.strerror}); make an embedding with: edgetag train embedding"
         ) from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} states no embedding ({' '.join(str(error).split())})") from error
+    except ValueError as error:
+        raise InputError(f"{path} states no embedding ({error})") from error
 
 
 def _check_net(path: Path, sha256: str) -> None:
@@ -178,18 +203,3 @@ def _embedding(folder: Path, stated: _Stated) -> Embedding:
         {variant: folder / file.file for variant, file in stated.variants.items()},
         {variant: file.sha256 for variant, file in stated.variants.items()},
     )
-
-
-def _make_room(out: Path) -> None:
-    """`out` is empty, or held an embedding and nothing else."""
-    ours = {MANIFEST_NAME, *(f"embedding.{variant}.onnx" for variant in VARIANTS)}
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
-        if strangers := sorted(file.name for file in out.iterdir() if file.name not in ours):
-            raise InputError(f"{out} holds {strangers[0]}, which no embedding does; choose an empty folder")
-        for name in ours:
-            (out / name).unlink(missing_ok=True)
-
-
-def _megabytes(paths: dict[Variant, Path], variants: tuple[Variant, ...]) -> dict[Variant, str]:
-    return {variant: f"{paths[variant].stat().st_size / 1e6:.2f} MB" for variant in variants}

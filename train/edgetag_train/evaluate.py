@@ -3,7 +3,7 @@
 A bundle is asked as a sensor asks it. A run's nets are asked in torch, under the same cascade.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from edgetag.tagging.tagger import Tagger
 from edgetag_train.data.dataset import open_dataset, read_labels
 from edgetag_train.data.features import Windows
 from edgetag_train.data.scenes import SceneMixer, SceneSettings
-from edgetag_train.data.sounds import Library, Sound, read_clips, read_window
+from edgetag_train.data.sounds import Library, read_clips, read_window
 from edgetag_train.data.training import held_out_scenes, judged_recordings
 from edgetag_train.files import writing
 from edgetag_train.fit.loop import EVALUATION_BATCH, plain
@@ -34,7 +34,7 @@ from edgetag_train.fit.run import (
     outputs,
 )
 from edgetag_train.metrics import evaluate
-from edgetag_train.predictions import figures, read_predictions
+from edgetag_train.predictions import LEVELS, figures, read_predictions
 
 N_COARSE = len(SONYC_UST.coarse_ids)
 N_SCENES = 200
@@ -208,21 +208,37 @@ def net_scores(run: Run, name: str, windows: Windows, rows: NDArray[np.intp]) ->
     return np.concatenate(found)
 
 
-def score_scenes(tagger: Tagger, data: Path, settings: SceneSettings, seed: int) -> dict[str, float]:
-    """Coarse and fine figures on scenes mixed from the clips that were held out of training.
+def scene_scores(tagger: Tagger, data: Path, settings: SceneSettings, seed: int) -> Scored | None:
+    """A bundle's probabilities of scenes mixed from the clips that were held out of training.
 
-    Empty where too few clips were held out to mix a scene from.
+    None where there are no clips, or too few to hold any out.
+
+    Raises:
+        InputError: the clips cannot be read.
     """
+    if not (data / "clips" / "manifest.csv").exists():
+        return None
     events, backgrounds = read_clips(data / "clips", "validate")
     if not (events and backgrounds):
-        return {}
+        return None
     mixer = SceneMixer(Library(events, backgrounds, ()), settings)
-    scenes = [Sound(*mixer.scene(seed + k), "") for k in range(N_SCENES)]
-    truth = np.stack([scene.labels for scene in scenes])
-    scores = predict(tagger, (scene.samples for scene in scenes))
-    figures = {level: evaluate(truth, scores, level, ties="threshold") for level in ("coarse", "fine")}
-    return {"scenes": N_SCENES} | {
-        f"{level}_{name}": round(getattr(found, name), 4)
-        for level, found in figures.items()
+    truth: list[NDArray[np.float32]] = []
+
+    def scenes() -> Iterator[NDArray[np.float32]]:
+        for k in range(N_SCENES):
+            samples, labels = mixer.scene(seed + k)
+            truth.append(labels)
+            yield samples
+
+    scores = predict(tagger, scenes())
+    return Scored(tuple(f"scene-{k}" for k in range(N_SCENES)), np.stack(truth), scores)
+
+
+def scene_report(scored: Scored) -> dict[str, float | None]:
+    """Coarse and fine figures on held-out scenes as a manifest states them, rounded to four digits."""
+    found = {level: evaluate(scored.truth, scored.scores, level, ties="threshold") for level in LEVELS}
+    return {"scenes": len(scored.scores)} | {
+        f"{level}_{name}": _rounded(getattr(one, name))
+        for level, one in found.items()
         for name in ("micro_auprc", "macro_auprc")
     }

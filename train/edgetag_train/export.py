@@ -1,22 +1,20 @@
-"""From a run to a bundle: ONNX nets (fp32, int8), golden window, manifest.
+"""From a run to a bundle: ONNX nets (fp32, int8), golden windows, what eight bits cost, manifest.
 
 The exporter folds batch norm into the layer before it. The sigmoid is inside the graph, so that a net's
-output is a probability. Static int8 quantisation (QDQ, signed activations, one scale per output channel
-of the weights) is calibrated on training scenes.
+output is a probability. The int8 nets are held against the fp32 nets they were made from, as a sensor runs
+both; where too much is lost, more layers stay in float, and where that does not help, nothing is written.
 """
 
 import shutil
-from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 import structlog
-import torch
-import yaml
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from edgetag.contract.errors import InputError
 from edgetag.contract.frontend import LOGMEL, SAMPLE_RATE_HZ, WINDOW_SAMPLES
@@ -28,28 +26,33 @@ from edgetag.contract.manifest import (
     LOGMEL_SHAPE,
     MANIFEST_NAME,
     OUTPUT,
+    SIGNATURE_NAME,
+    VARIANTS,
     Cascade,
-    File,
     Golden,
     Manifest,
     Net,
+    Parity,
     Policy,
     Variant,
 )
 from edgetag.contract.manifest import Embedding as ManifestEmbedding
+from edgetag.contract.strict_yaml import dump_yaml
 from edgetag.contract.taxonomy import SONYC_UST
 from edgetag.demo.scene import street_scene
 from edgetag.dsp.logmel import LogMel
 from edgetag.tagging.bundle import OnnxNet
 from edgetag.tagging.embedding import Embedder
 from edgetag.tagging.tagger import Tagger
+from edgetag_train.calibration import Calibration, draw
 from edgetag_train.data.dataset import open_dataset, read_labels
 from edgetag_train.data.features import Windows
-from edgetag_train.data.sounds import INDEX, describe
-from edgetag_train.data.training import hears_clips, prepare
+from edgetag_train.data.sounds import describe
+from edgetag_train.data.training import TrainingData, hears_clips, prepare
+from edgetag_train.deploy import Deployed, prior_shift
 from edgetag_train.embedding import Embedding
-from edgetag_train.evaluate import score_bundle, score_scenes
-from edgetag_train.files import file_entry, writing
+from edgetag_train.evaluate import Scored, bundle_scores, report, scene_report, scene_scores
+from edgetag_train.files import file_entry
 from edgetag_train.fit.run import (
     ROOT,
     Run,
@@ -61,154 +64,279 @@ from edgetag_train.fit.run import (
     outputs,
     read_run,
 )
-from edgetag_train.models.cnn import TaggingNet
+from edgetag_train.folder import check_room, replaced
 from edgetag_train.onnx_net import Feed, quantise, save_onnx
+from edgetag_train.parity import golden_difference, measure
 
 log = structlog.get_logger("edgetag.train")
-N_CALIBRATION_WINDOWS = 200
-PRIOR_RECORDINGS = 10
+SPLIT = "validate"
+SCENES = "scenes of held-out clips"
+FLOAT_LAYERS = ((1, 1), (1, 2), (2, 2), (3, 2))
+"""How many of the first and of the last layers stay in float: what is tried, from fast to near. The first
+convolution and the last layer cost no time in float (Table 2 is even faster so); what was measured is in
+train/LOG.md."""
 GOLDEN_START_S = (20, 40)
 GOLDEN_ATTENUATION = (1.0, 0.01)
 GOLDEN_TOLERANCE: dict[Variant, float] = {"fp32": 0.001, "int8": 0.02}
-VARIANTS: tuple[Variant, ...] = ("fp32", "int8")
 
 
-class _Probability(nn.Module):
-    """A net with its logits moved to the street's class priors, and its sigmoid."""
+@dataclass(frozen=True, eq=False)
+class _Draft:
+    """A bundle that is being written.
 
-    def __init__(self, net: TaggingNet, shift: NDArray[np.float32]) -> None:
-        super().__init__()
-        self.net = net
-        self.shift = nn.Buffer(torch.from_numpy(shift))
-
-    def forward(self, logmel: Tensor, embedding: Tensor | None = None) -> Tensor:
-        return torch.sigmoid(self.net(logmel, embedding) + self.shift)
-
-
-def export_fp32(net: TaggingNet, shift: NDArray[np.float32], path: Path) -> None:
-    """Write an ONNX net of fixed shapes: `logmel` [1, 1, 128, 862] (and `embedding` [1, 10, 128], where the
-    net takes one) -> `probability` [1, c]."""
-    shapes = {LOGMEL_INPUT: LOGMEL_SHAPE}
-    if net.fusion != "none":
-        shapes[EMBEDDING_INPUT] = EMBEDDING_SHAPE
-    save_onnx(_Probability(net, shift), shapes, OUTPUT, path)
-
-
-def _first_and_last(layers: list[str]) -> list[str]:
-    """The layers with weights that stay in float: they are small, and rounding hurts most there."""
-    return [layers[0], layers[-1]]
-
-
-def prior_shift(
-    scenes: NDArray[np.float32], street: NDArray[np.float32], ids: tuple[str, ...]
-) -> NDArray[np.float32]:
-    """What to add to each logit so that it speaks for the street's class priors, not for the scenes'.
-
-    Bayes' rule for a change of prior: logit(street) − logit(scenes), per category, the same for its fine
-    tags (Saerens, Latinne & Decaestecker 2002, equation 2.4). The street's share of a category is counted
-    as if ten more recordings had been heard there with the scenes' share.
-
-    Shape: scenes [n, 37], street [m, 37] labels -> [len(ids)]
+    Attributes:
+        folder: where its nets are.
+        nets: by name, the number of outputs.
+        embedding: whose nets lie there as well, if the others take one.
+        stated: what the manifest states besides.
     """
-    heard, known = np.nansum(scenes, axis=0), np.sum(~np.isnan(scenes), axis=0)
-    share = np.clip(heard / np.maximum(known, 1), 1e-3, 1 - 1e-3)
-    heard, known = np.nansum(street, axis=0), np.sum(~np.isnan(street), axis=0)
-    prior = (heard + PRIOR_RECORDINGS * share) / (known + PRIOR_RECORDINGS)
-    shift = np.log(prior / (1 - prior)) - np.log(share / (1 - share))
-    return np.array([shift[INDEX[id.split("-")[0]]] for id in ids], np.float32)
+
+    folder: Path
+    nets: dict[str, int]
+    embedding: Embedding | None
+    stated: dict[str, Any]
+
+    def path(self, net: str, variant: Variant) -> Path:
+        return self.folder / f"{net}.{variant}.onnx"
+
+    def state(self, variants: tuple[Variant, ...], **stated: Any) -> dict[str, NDArray[np.float32]]:  # noqa: ANN401
+        """Write the golden windows and the manifest for these variants; what `golden.npz` expects."""
+        pcm = golden_windows()
+        golden = {variant: _golden_feeds(pcm, self.embedding, variant) for variant in variants}
+        expected = {f"{net}_{v}": self._said(net, v, golden[v]) for net in self.nets for v in variants}
+        np.savez_compressed(self.folder / "golden.npz", pcm=pcm, **expected)
+        nets = {
+            net: Net(n, {v: file_entry(self.path(net, v)) for v in variants}) for net, n in self.nets.items()
+        }
+        manifest = Manifest(
+            format=FORMAT,
+            created=datetime.now(UTC).strftime("%Y-%m-%d"),
+            taxonomy=SONYC_UST,
+            frontend=LOGMEL,
+            embedding=self._stated_embedding(variants),
+            root=nets.pop(ROOT),
+            branches={coarse_id(name): net for name, net in nets.items()},
+            golden=Golden(
+                **msgspec.structs.asdict(file_entry(self.folder / "golden.npz")),
+                tolerance={variant: GOLDEN_TOLERANCE[variant] for variant in variants},
+            ),
+            thresholds=dict.fromkeys(SONYC_UST.ids, 0.5),
+            **(self.stated | stated),
+        )
+        manifest.check()
+        (self.folder / MANIFEST_NAME).write_bytes(dump_yaml(msgspec.to_builtins(manifest)))
+        return expected
+
+    def drop(self, variant: Variant) -> None:
+        """Leave a variant out after all."""
+        for net in [*self.nets, *(["embedding"] if self.embedding else [])]:
+            self.path(net, variant).unlink(missing_ok=True)
+
+    def _said(self, net: str, variant: Variant, golden: list[Feed]) -> NDArray[np.float32]:
+        session = OnnxNet(self.path(net, variant).read_bytes(), net)
+        return np.stack([session(feed)[0] for feed in golden])
+
+    def _stated_embedding(self, variants: tuple[Variant, ...]) -> ManifestEmbedding | None:
+        if self.embedding is None:
+            return None
+        files = {variant: file_entry(self.path("embedding", variant)) for variant in variants}
+        return ManifestEmbedding(self.embedding.kind, files)
 
 
-def feeds(windows: Windows, rows: NDArray[np.intp]) -> Iterator[Feed]:
-    """What a net is fed for each of these windows."""
-    for row in rows:
-        feed = {LOGMEL_INPUT: windows.logmel[row : row + 1].astype(np.float32)[None]}
-        if windows.embedding is not None:
-            feed[EMBEDDING_INPUT] = windows.embedding[row : row + 1]
-        yield feed
+@dataclass(frozen=True)
+class _Judges:
+    """What a bundle is asked about: the recordings of the split `validate`, and held-out scenes."""
+
+    run: Run
+    data: Path
+    skip_bad: bool
+
+    def ask(self, bundle: Path, variant: Variant) -> dict[str, Scored]:
+        """Truth and scores by what was asked about."""
+        tagger = Tagger.load(bundle, variant)
+        scored = {SPLIT: bundle_scores(tagger, self.data, SPLIT, skip_bad=self.skip_bad)}
+        settings = self.run.recipe.data
+        scenes = scene_scores(tagger, self.data, settings.scenes, settings.seed + settings.n_scenes)
+        return scored if scenes is None else scored | {SCENES: scenes}
 
 
-def write_bundle(
-    run: Run,
+def export_run(
+    path: Path,
+    data: Path,
     out: Path,
-    windows: Windows,
-    street: NDArray[np.float32],
     variants: tuple[Variant, ...],
     about: dict[str, str],
+    *,
+    cache: Path,
     embedding: Embedding | None = None,
     policy: Policy = "threshold",
-) -> Manifest:
-    """Export the nets of a run into the directory `out`, with `about` (version, licence, …) in the manifest.
+    note: str = "",
+    skip_bad: bool = False,
+    force: bool = False,
+) -> None:
+    """Export a run and state in the bundle how it scores on the validate recordings, and what int8 costs.
 
-    Branches that the run does not hold are not in the bundle.
+    Branches that the run does not hold are not in the bundle. Until all is well `out` stays as it was.
 
     Args:
-        windows: what the nets were trained on: for calibration.
+        path: the run.
+        data: what it was trained on, and is judged by.
+        out: the bundle: absent, empty, or an older bundle.
+        variants: which ones ship; int8 is held against fp32 even if it ships alone.
+        about: version, licence and summary.
+        cache: where features are kept.
         embedding: the embedding net of the run, if its nets take one.
         policy: when a branch fires on the sensor; the recipe's own is what it was evaluated under.
-
-    Shape: street [m, 37], labels of the recordings whose class priors the root shall speak for; m may be 0
+        note: for whoever reads the manifest: what its figures do not say.
+        skip_bad: leave out recordings that are missing or unreadable.
+        force: write the bundle even if int8 costs more than the limits of `parity`; it is stated then.
 
     Raises:
-        InputError: the run lacks its root, or `out` holds other files than a bundle's.
+        InputError: the run is not complete, the embedding lacks a variant, the data cannot be read, `out`
+            holds other files than a bundle's, or int8 costs too much.
+        OutputError: `out` cannot be written.
     """
-    root = chosen_root(run.recipe)
-    sources = {ROOT: root} | {name: name for name in branches_of(run)}
-    for source in sources.values():
-        load_net(run, source)  # before anything is removed
-    _empty(out)
-    rng = np.random.default_rng(run.recipe.seed)
-    chosen = np.sort(rng.choice(len(windows), min(len(windows), N_CALIBRATION_WINDOWS), replace=False))
-    calibration = list(feeds(windows, chosen))
-    pcm = golden_windows()
-    stated = _copy_embedding(embedding, out, variants)
-    golden = {variant: _golden_feeds(pcm, embedding, variant) for variant in variants}
-    nets: dict[str, Net] = {}
-    expected: dict[str, NDArray[np.float32]] = {}
-    for name, source in sources.items():
-        net = load_net(run, source)
-        shift = np.zeros(len(outputs(name)), np.float32)
-        if name == ROOT and len(street):  # a branch speaks of windows that its category is in
-            shift = prior_shift(windows.labels, street, outputs(name))
-        files = _export_net(net, shift, out / name, calibration, variants)
-        nets[name] = Net(len(outputs(name)), files)
-        for variant, file in files.items():
-            session = OnnxNet((out / file.file).read_bytes(), name)
-            expected[f"{name}_{variant}"] = np.stack([session(feed)[0] for feed in golden[variant]])
-    np.savez_compressed(out / "golden.npz", pcm=pcm, **expected)
-    manifest = Manifest(
-        format=FORMAT,
-        name=run.recipe.name,
-        created=datetime.now(UTC).strftime("%Y-%m-%d"),
-        taxonomy=SONYC_UST,
-        frontend=LOGMEL,
-        embedding=stated,
-        fusion=run.recipe.fusion,
-        cascade=Cascade(policy, run.recipe.cascade.threshold),
-        root=nets.pop(ROOT),
-        branches={coarse_id(name): net for name, net in nets.items()},
-        golden=Golden(
-            **msgspec.structs.asdict(file_entry(out / "golden.npz")),
-            tolerance={variant: GOLDEN_TOLERANCE[variant] for variant in variants},
-        ),
-        thresholds=dict.fromkeys(SONYC_UST.ids, 0.5),
-        **about,
+    run = read_run(path)
+    check_embedding(run, embedding)
+    needed = {*variants, "fp32"}
+    if embedding and (missing := sorted(needed - embedding.paths.keys())):
+        raise InputError(f"the embedding has no {missing[0]} variant; make it anew")
+    check_room(out, "bundle", MANIFEST_NAME, _is_bundles)
+    open_dataset(data, [SPLIT], skip_bad=skip_bad)  # what could not be scored is not begun
+    nets = _nets(run)
+    prepared = _prepared(run, data, cache, embedding, skip_bad=skip_bad)
+    judges = _Judges(run, data, skip_bad)
+    cascade = Cascade(policy, run.recipe.cascade.threshold)
+    stated = {"name": run.recipe.name, "fusion": run.recipe.fusion, "cascade": cascade, **about}
+    with replaced(out) as folder:
+        draft = _Draft(folder, {name: len(outputs(name)) for name in nets}, embedding, stated)
+        _write_fp32(draft, run, nets, _shift(run, data, prepared.train))
+        draft.state(("fp32",))
+        scored = {"fp32": judges.ask(folder, "fp32")}
+        parity = None
+        if "int8" in variants:
+            calibration = draw(prepared.train, run.recipe.seed)
+            parity, scored["int8"] = _write_int8(draft, calibration, judges, scored["fp32"])
+            _refuse_or_warn(parity, force=force)
+        for variant in set(VARIANTS) - set(variants):
+            draft.drop(variant)
+        metrics = _metrics(scored[variants[-1]])
+        draft.state(variants, metrics=metrics, parity=parity, training=_training(run, data, note))
+        for variant in variants:
+            Tagger.load(folder, variant)
+    log.info("bundle written", out=str(out), **metrics)
+
+
+def _nets(run: Run) -> dict[str, str]:
+    """By name in the bundle, the checkpoint of each net that the run holds."""
+    nets = {ROOT: chosen_root(run.recipe)} | {name: name for name in branches_of(run)}
+    for checkpoint in nets.values():
+        load_net(run, checkpoint)  # before anything is computed
+    return nets
+
+
+def _prepared(
+    run: Run, data: Path, cache: Path, embedding: Embedding | None, *, skip_bad: bool
+) -> TrainingData:
+    prepared = prepare(
+        run.recipe.data,
+        data,
+        cache,
+        embedding=embedding and embedding.paths["fp32"],
+        validated=False,
+        skip_bad=skip_bad,
     )
-    manifest.check()
-    write_manifest(manifest, out)
-    return manifest
+    if prepared.about["digest"] != run.provenance["data"]["digest"]:
+        log.warning("the run was fitted on other windows: calibration, priors and counts are of these")
+    return prepared
 
 
-def _copy_embedding(
-    embedding: Embedding | None, out: Path, variants: tuple[Variant, ...]
-) -> ManifestEmbedding | None:
-    if embedding is None:
-        return None
-    files: dict[Variant, File] = {}
-    for variant in variants:
-        target = out / f"embedding.{variant}.onnx"
-        shutil.copyfile(embedding.paths[variant], target)
-        files[variant] = file_entry(target)
-    return ManifestEmbedding(embedding.kind, files)
+def _shift(run: Run, data: Path, windows: Windows) -> NDArray[np.float32]:
+    """Of the root's logits. A branch speaks of windows that its category is in, so it has none."""
+    street = read_labels(data).of_split("train").binary()
+    if not run.recipe.data.n_scenes or not len(street):  # only scenes have class priors of their own
+        return np.zeros(len(outputs(ROOT)), np.float32)
+    return prior_shift(windows.labels, street, outputs(ROOT))
+
+
+def _write_fp32(draft: _Draft, run: Run, nets: dict[str, str], shift: NDArray[np.float32]) -> None:
+    for name, checkpoint in nets.items():
+        net = load_net(run, checkpoint)
+        shapes = {LOGMEL_INPUT: LOGMEL_SHAPE}
+        if net.fusion != "none":
+            shapes[EMBEDDING_INPUT] = EMBEDDING_SHAPE
+        moved = shift if name == ROOT else np.zeros(len(outputs(name)), np.float32)
+        save_onnx(Deployed(net, moved), shapes, OUTPUT, draft.path(name, "fp32"))
+    if draft.embedding is not None:
+        for variant, file in draft.embedding.paths.items():
+            shutil.copyfile(file, draft.path("embedding", variant))
+
+
+def _write_int8(
+    draft: _Draft, calibration: Calibration, judges: _Judges, fp32: dict[str, Scored]
+) -> tuple[Parity, dict[str, Scored]]:
+    """Keep as many layers in float as it takes for the limits, or the most there are to try."""
+    for n_first, n_last in FLOAT_LAYERS:
+        kept = {
+            net: quantise(
+                draft.path(net, "fp32"),
+                draft.path(net, "int8"),
+                calibration.feeds(),
+                n_first=n_first,
+                n_last=n_last,
+            )
+            for net in draft.nets
+        }
+        expected = draft.state(VARIANTS)
+        int8 = judges.ask(draft.folder, "int8")
+        parity = measure(fp32, int8, golden_difference(expected, draft.nets), _named(kept), calibration)
+        log.info("int8", float_layers=kept[ROOT], **_sizes(draft), **_losses(parity))
+        if not parity.exceeded:
+            break
+    return parity, int8
+
+
+def _named(kept: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Layers as the model's own code names them."""
+    return {net: [layer.removeprefix("net.") for layer in layers] for net, layers in kept.items()}
+
+
+def _sizes(draft: _Draft) -> dict[str, str]:
+    total = {v: sum(draft.path(net, v).stat().st_size for net in draft.nets) for v in VARIANTS}
+    return {f"{variant}_nets": f"{size / 1e6:.2f} MB" for variant, size in total.items()}
+
+
+def _losses(parity: Parity) -> dict[str, float]:
+    losses = {
+        f"{level}_loss": round(judged.micro_auprc["fp32"] - judged.micro_auprc["int8"], 6)
+        for level, judged in parity.levels.items()
+    }
+    return losses | {"golden_difference": parity.golden_difference}
+
+
+def _refuse_or_warn(parity: Parity, *, force: bool) -> None:
+    if not parity.exceeded:
+        return
+    said = f"int8 costs too much: {', and '.join(parity.exceeded)}"
+    if not force:
+        raise InputError(f"{said}; ship fp32 alone with --only fp32, or write it all the same with --force")
+    log.warning(said)
+
+
+def _metrics(scored: dict[str, Scored]) -> dict[str, Any]:
+    metrics = report(scored[SPLIT].truth, scored[SPLIT].scores)
+    if SCENES in scored:
+        metrics["held_out_clips"] = scene_report(scored[SCENES])
+    return metrics
+
+
+def _training(run: Run, data: Path, note: str) -> dict[str, Any]:
+    return {
+        "recipe": msgspec.to_builtins(run.recipe),
+        "run": run.provenance,
+        "data": describe(data, with_clips=hears_clips(run.recipe.data, data)),
+        "note": note,
+    }
 
 
 def _golden_feeds(pcm: NDArray[np.int16], embedding: Embedding | None, variant: Variant) -> list[Feed]:
@@ -227,70 +355,6 @@ def _golden_feeds(pcm: NDArray[np.int16], embedding: Embedding | None, variant: 
     return found
 
 
-def export_run(
-    path: Path,
-    data: Path,
-    out: Path,
-    variants: tuple[Variant, ...],
-    about: dict[str, str],
-    *,
-    cache: Path,
-    embedding: Embedding | None = None,
-    policy: Policy = "threshold",
-    note: str = "",
-    skip_bad: bool = False,
-) -> None:
-    """Export a run, score the bundle just written on the validate recordings, and state the figures in it.
-
-    `note` is for whoever reads the manifest: what its figures do not say.
-
-    Raises:
-        InputError: the run is not complete, the embedding lacks a variant, or the data cannot be read.
-        OutputError: `out` cannot be written.
-    """
-    run = read_run(path)
-    check_embedding(run, embedding)
-    if embedding and (missing := set(variants) - embedding.paths.keys()):
-        raise InputError(f"the embedding has no {missing.pop()} variant; make it anew")
-    open_dataset(data, ["validate"], skip_bad=skip_bad)  # nothing is written that could not be scored
-    recipe = run.recipe
-    prepared = prepare(
-        recipe.data,
-        data,
-        cache,
-        embedding=embedding and embedding.paths["fp32"],
-        validated=False,
-        skip_bad=skip_bad,
-    )
-    if prepared.about["digest"] != run.provenance["data"]["digest"]:
-        log.warning("the run was fitted on other windows: calibration, priors and counts are of these")
-    street = read_labels(data).of_split("train").binary()
-    heard = street if recipe.data.n_scenes else street[:0]  # scenes have class priors of their own
-    with writing(out):
-        manifest = write_bundle(run, out, prepared.train, heard, variants, about, embedding, policy)
-    tagger = Tagger.load(out)
-    metrics = score_bundle(tagger, data, "validate", skip_bad=skip_bad)
-    if recipe.data.n_scenes:
-        seed = recipe.data.seed + recipe.data.n_scenes
-        metrics["held_out_clips"] = score_scenes(tagger, data, recipe.data.scenes, seed)
-    provenance = {
-        "recipe": msgspec.to_builtins(recipe),
-        "run": run.provenance,
-        "data": describe(data, with_clips=hears_clips(recipe.data, data)),
-        "note": note,
-    }
-    manifest = msgspec.structs.replace(manifest, metrics=metrics, training=provenance)
-    with writing(out):
-        write_manifest(manifest, out)
-    log.info("bundle written", out=str(out), **metrics)
-
-
-def write_manifest(manifest: Manifest, out: Path) -> None:
-    """Write `bundle.yaml`."""
-    text = yaml.safe_dump(msgspec.to_builtins(manifest), sort_keys=False, allow_unicode=True, width=100)
-    (out / MANIFEST_NAME).write_text(text, encoding="utf-8")
-
-
 def golden_windows() -> NDArray[np.int16]:
     """A busy and a quiet part of the project's own synthetic street. Shape: [2, 441000]"""
     street = street_scene(seed=1).samples
@@ -301,33 +365,5 @@ def golden_windows() -> NDArray[np.int16]:
     return np.stack(windows)
 
 
-def _export_net(
-    net: TaggingNet,
-    shift: NDArray[np.float32],
-    stem: Path,
-    calibration: Sequence[Feed],
-    variants: tuple[Variant, ...],
-) -> dict[Variant, File]:
-    paths: dict[Variant, Path] = {v: stem.with_name(f"{stem.name}.{v}.onnx") for v in VARIANTS}
-    export_fp32(net, shift, paths["fp32"])
-    if "int8" in variants:
-        quantise(paths["fp32"], paths["int8"], calibration, _first_and_last)
-    if "fp32" not in variants:
-        paths["fp32"].unlink()
-    log.info("exported", net=stem.name, **{v: f"{paths[v].stat().st_size / 1e6:.2f} MB" for v in variants})
-    return {v: file_entry(paths[v]) for v in variants}
-
-
-def _empty(out: Path) -> None:
-    """Make room for a bundle: `out` is empty, or holds an older bundle and nothing else."""
-    out.mkdir(parents=True, exist_ok=True)
-    if any(out.iterdir()) and not (out / MANIFEST_NAME).exists():
-        raise InputError(f"{out} is not empty and holds no bundle; choose an empty folder")
-    if strangers := [
-        p.name for p in out.iterdir() if p.suffix not in {".onnx", ".npz"} and p.name != MANIFEST_NAME
-    ]:
-        raise InputError(
-            f"{out} holds {', '.join(sorted(strangers))}, which no bundle does; choose an empty folder"
-        )
-    for file in out.iterdir():
-        file.unlink()
+def _is_bundles(name: str) -> bool:
+    return name in (MANIFEST_NAME, SIGNATURE_NAME) or name.endswith((".onnx", ".npz"))
