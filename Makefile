@@ -6,15 +6,20 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 # Tests with a real broker need it; they skip with a reason where it is absent.
 SYSTEM_PACKAGES := mosquitto mosquitto-clients
+EMULATION_PACKAGES := qemu-user-static debootstrap ca-certificates wget
 
 .NOTPARALLEL:
-.PHONY: demo test lint format bench schema system-packages clean
+.PHONY: demo test test-system lint format bench schema system-packages emulators clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/edgetag demo
 
 test: $(VENV)/test.stamp system-packages lint
 	$(BIN)/pytest -q
+
+# Other processors, emulated: the first time takes half an hour, most of it QEMU's.
+test-system: emulators $(VENV)/test.stamp
+	$(BIN)/pytest -q -s -m system tests/system
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff format --check edge train tests
@@ -37,6 +42,11 @@ system-packages:
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! [ -x /usr/sbin/mosquitto -a -x /usr/bin/mosquitto_sub ]; then \
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(SYSTEM_PACKAGES) >/dev/null; \
 	fi || echo "$(SYSTEM_PACKAGES) could not be installed; tests that need them will skip"
+
+emulators:
+	@[ "$$(id -u)" = 0 ] || { echo "make test-system needs root: it installs emulators and makes a chroot for arm64"; exit 1; }
+	@[ -x /usr/bin/qemu-aarch64-static -a -x /usr/sbin/debootstrap ] || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	  apt-get install -y -qq --no-install-recommends $(EMULATION_PACKAGES) >/dev/null; }
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
