@@ -1,0 +1,194 @@
+"""`edgetag bundle …`: look at bundles, check, pack and sign them. Heavy imports happen in the command."""
+
+import io
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgetag.contract.errors import InputError, OutputError
+
+PASSPHRASE_VARIABLE = "EDGETAG_KEY_PASSPHRASE"  # noqa: S105  its name
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Look at bundles, check, pack and sign them. A bundle is a folder, or an archive of one.",
+)
+
+Bundle = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle folder or archive.")]
+BundleOrStarter = Annotated[
+    Path | None,
+    typer.Argument(metavar="BUNDLE", help="Bundle folder or archive; the starter bundle if absent."),
+]
+PublicKey = Annotated[
+    Path | None,
+    typer.Option("--public-key", metavar="FILE", help="Whose signature it must bear (NAME.pub)."),
+]
+
+
+@app.command()
+def inspect(
+    bundle: BundleOrStarter = None,
+    public_key: PublicKey = None,
+    as_json: Annotated[bool, typer.Option("--json", help="All that is stated, for programs.")] = False,
+) -> None:
+    """Show a bundle's card: what it hears, how well, on what it was trained. Nothing of it is run.
+
+    Example: edgetag bundle inspect my-bundle
+    """
+    import hashlib
+
+    from edgetag.contract.manifest import SIGNATURE_NAME
+    from edgetag.tagging.bundle import read_manifest, starter_path
+    from edgetag.tagging.card import Card
+    from edgetag.tagging.container import open_container
+
+    container = open_container(bundle or starter_path())
+    text, manifest = read_manifest(container, public_key)
+    signature = "not checked, no key given" if SIGNATURE_NAME in container.names() else "none"
+    if public_key is not None:
+        signature = f"valid for {public_key}"
+    card = Card(manifest, hashlib.sha256(text).hexdigest(), signature)
+    if as_json:
+        _print(card.json())
+        return
+    from rich.console import Console
+
+    is_terminal = sys.stdout is not None and sys.stdout.isatty()
+    console = Console(file=io.StringIO(), force_terminal=is_terminal, width=Console().width, highlight=False)
+    with console.capture() as capture:
+        console.print(card)
+    _print("\n".join(line.rstrip() for line in capture.get().splitlines()))
+
+
+@app.command()
+def verify(bundle: BundleOrStarter = None, public_key: PublicKey = None) -> None:
+    """Check everything of every variant: signature, files, nets, golden windows. Ends at the first refusal.
+
+    Example: edgetag bundle verify my-bundle --public-key acme.pub
+    """
+    from edgetag.contract.errors import printable
+    from edgetag.tagging.bundle import starter_path
+    from edgetag.tagging.verification import verify
+
+    for check in verify(bundle or starter_path(), public_key):
+        _print(printable(f"ok  {check.subject:20}  {check.found}"))
+
+
+@app.command()
+def pack(
+    bundle: Bundle,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="FILE", help="The archive, or a folder for it; NAME-VERSION.zip if absent."
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+) -> None:
+    """Verify a bundle and write it as one archive: the same bytes for the same bundle, on every machine.
+
+    Example: edgetag bundle pack my-bundle --out my-bundle.zip
+    """
+    import hashlib
+
+    from edgetag.tagging.packing import pack
+
+    archive = pack(bundle, out, force=force)
+    with archive.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    _print(f"{archive}: {archive.stat().st_size:,} bytes, sha256 {digest}")
+
+
+@app.command()
+def unpack(
+    archive: Annotated[Path, typer.Argument(metavar="ARCHIVE", help="Archive of `edgetag bundle pack`.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder, empty or not there yet.")],
+    public_key: PublicKey = None,
+) -> None:
+    """Write an archive's files into a folder, each checked against the manifest.
+
+    Example: edgetag bundle unpack my-bundle.zip my-bundle
+    """
+    from edgetag.tagging.packing import unpack
+
+    folder = unpack(archive, out, public_key)
+    _print(f"{folder}: {sum(1 for _ in folder.iterdir())} files")
+
+
+@app.command()
+def keygen(
+    name: Annotated[Path, typer.Argument(metavar="NAME", help="NAME.key and NAME.pub are written.")],
+    passphrase: Annotated[
+        bool,
+        typer.Option("--passphrase", help=f"Encrypt NAME.key; asks, unless {PASSPHRASE_VARIABLE} is set."),
+    ] = False,
+) -> None:
+    """Make a pair of keys (Ed25519): NAME.key signs and stays secret, NAME.pub goes to the sensors.
+
+    Example: edgetag bundle keygen acme
+    """
+    from edgetag.tagging.signature import create_keys
+
+    if name.suffix in (".key", ".pub") or not name.name:
+        raise InputError(f"{name} is no name for a pair of keys; give NAME of NAME.key and NAME.pub")
+    key, public = create_keys(
+        name, _passphrase(f"Passphrase for {name}.key", new=True) if passphrase else None
+    )
+    _print(f"{key}: signs bundles; keep it secret\n{public}: for the sensors, and anybody else")
+
+
+@app.command()
+def sign(
+    bundle: Bundle,
+    key: Annotated[Path, typer.Option("--key", metavar="FILE", help="Private key (NAME.key).")],
+) -> None:
+    """Sign a bundle where it lies; an earlier signature is replaced.
+
+    A passphrase is asked for, or taken from EDGETAG_KEY_PASSPHRASE.
+
+    Example: edgetag bundle sign my-bundle.zip --key acme.key
+    """
+    from edgetag.tagging import signature
+    from edgetag.tagging.packing import put_signature
+
+    private = signature.read_private_key(key, lambda: _passphrase(f"Passphrase of {key}"))
+    put_signature(bundle, lambda manifest: signature.sign(manifest, private))
+    _print(f"{bundle}: signed with {key}")
+
+
+def _passphrase(prompt: str, *, new: bool = False) -> bytes:
+    """From the environment, or from whoever sits at the terminal.
+
+    Raises:
+        InputError: neither has one.
+    """
+    if given := os.environ.get(PASSPHRASE_VARIABLE):
+        return os.fsencode(given)
+    if not (sys.stdin and sys.stdin.isatty()):
+        raise InputError(f"a passphrase is needed, and there is no terminal; set {PASSPHRASE_VARIABLE}")
+    answer: str = typer.prompt(prompt, hide_input=True, confirmation_prompt=new, err=True)
+    return answer.encode()
+
+
+def _print(text: str) -> None:
+    """A line on stdout; a reader who has had enough ends the command quietly.
+
+    Raises:
+        OutputError: stdout cannot be written.
+    """
+    if sys.stdout is None:
+        raise OutputError("stdout is closed")
+    try:
+        data = f"{text}\n".encode(sys.stdout.encoding or "utf-8", "backslashreplace")
+        sys.stdout.buffer.write(data)
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is tried again at exit
+        if isinstance(error, BrokenPipeError):
+            raise typer.Exit from None
+        raise OutputError(f"stdout cannot be written ({error.strerror})") from error
