@@ -4,11 +4,14 @@ import io
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgetag.contract.errors import InputError, OutputError
+
+if TYPE_CHECKING:
+    from edgetag.tagging.store import BundleStore
 
 PASSPHRASE_VARIABLE = "EDGETAG_KEY_PASSPHRASE"  # noqa: S105  its name
 
@@ -16,7 +19,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Look at bundles, check, pack and sign them. A bundle is a folder, or an archive of one.",
+    help="Look at bundles, check, pack, sign and install them. A bundle is a folder, or an archive of one.",
 )
 
 Bundle = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle folder or archive.")]
@@ -159,6 +162,37 @@ def sign(
     private = signature.read_private_key(key, lambda: _passphrase(f"Passphrase of {key}"))
     put_signature(bundle, lambda manifest: signature.sign(manifest, private))
     _print(f"{bundle}: signed with {key}")
+
+
+@app.command()
+def install(bundle: Bundle, public_key: PublicKey = None) -> None:
+    """Copy a bundle into the state directory and make it the one that hears next; the one before is kept.
+
+    Every variant is checked first, where it will be read from. If it does not pass, nothing has changed.
+
+    Example: edgetag bundle install my-bundle.zip --public-key acme.pub
+    """
+    _print(_hears_next(_store().install(bundle, public_key)))
+
+
+@app.command()
+def rollback(public_key: PublicKey = None) -> None:
+    """Go back to the bundle that was installed before; once more comes back again.
+
+    Example: edgetag bundle rollback
+    """
+    _print(_hears_next(_store().rollback(public_key)))
+
+
+def _store() -> "BundleStore":
+    from edgetag.state import state_directory
+    from edgetag.tagging.store import BundleStore
+
+    return BundleStore(state_directory() / "bundles")
+
+
+def _hears_next(folder: Path) -> str:
+    return f"{folder.name} hears next; a running edgetag takes it on SIGHUP (systemctl reload edgetag)"
 
 
 def _passphrase(prompt: str, *, new: bool = False) -> bytes:

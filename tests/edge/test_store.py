@@ -1,10 +1,14 @@
 """The bundles a sensor keeps: one that hears, and the last good one before it."""
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
 from edgetag import Tagger
 from edgetag.contract.errors import BundleError, InputError, OutputError
@@ -130,3 +134,45 @@ def test_the_service_may_read_what_root_installed(store: BundleStore, tmp_path: 
     folder = store.install(bundle(tmp_path, 0.1))
     assert folder.stat().st_mode & 0o055 == 0o055
     assert all(file.stat().st_mode & 0o044 == 0o044 for file in folder.iterdir())
+
+
+# -- as the operator uses it ---------------------------------------------------------------------------------
+
+
+def edgetag(state: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "edgetag", *map(str, arguments)],
+        env=os.environ | {"STATE_DIRECTORY": str(state)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def heard(state: Path, street: Path) -> float:
+    """The coarse score that a replay prints."""
+    done = edgetag(state, "replay", street)
+    assert done.returncode == 0, done.stderr
+    return float(json.loads(done.stdout.splitlines()[0])["coarse"]["1"])
+
+
+def test_install_and_rollback(tmp_path: Path) -> None:
+    """What is installed is what the next replay hears with; a damaged archive is refused, exit code 3."""
+    state, street = tmp_path / "state", tmp_path / "street.wav"
+    soundfile.write(street, np.random.default_rng(0).normal(0, 0.1, 12 * 8000), 8000)
+    for p in (0.1, 0.2):
+        archive = tmp_path / f"{p}.zip"
+        assert edgetag(state, "bundle", "pack", bundle(tmp_path, p), "--out", archive).returncode == 0
+        done = edgetag(state, "bundle", "install", archive)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "hears next" in done.stdout
+        assert heard(state, street) == pytest.approx(p, abs=1e-3)
+    archive.write_bytes(archive.read_bytes()[:-100])
+    refused = edgetag(state, "bundle", "install", archive)
+    assert (refused.returncode, refused.stdout, len(refused.stderr.splitlines())) == (3, "", 1)
+    assert heard(state, street) == pytest.approx(0.2, abs=1e-3)
+    assert edgetag(state, "bundle", "rollback").returncode == 0
+    assert heard(state, street) == pytest.approx(0.1, abs=1e-3)
+    nothing = edgetag(tmp_path / "elsewhere", "bundle", "rollback")
+    assert (nothing.returncode, len(nothing.stderr.splitlines())) == (2, 1)
