@@ -18,9 +18,9 @@ from edgetag.contract.errors import InputError, OutputError
 from edgetag.contract.taxonomy import SONYC_UST
 from edgetag_train.data.features import Windows
 from edgetag_train.data.training import TrainingData, hears_clips, prepare
+from edgetag_train.deploy import prior_shift
 from edgetag_train.embedding import export_embedding, read_embedding
 from edgetag_train.evaluate import SCENES, bundle_scores, report, run_scores, score_bundle, systems
-from edgetag_train.deploy import prior_shift
 from edgetag_train.export import export_run
 from edgetag_train.fit.begin import alone, check_start, git_commit
 from edgetag_train.fit.run import chosen_root, load_net, outputs, read_run

@@ -56,13 +56,13 @@ class _Products(nn.Module):
         assert norm.running_mean is not None
         assert norm.running_var is not None
         gain = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-        self.shape = bilinear.weight.shape[:2]
-        self.weight = nn.Buffer((bilinear.weight * gain[:, None, None]).flatten(0, 1).T.contiguous())
+        weight = (bilinear.weight * gain[:, None, None]).permute(2, 1, 0)  # [m, n, k]
+        self.shape = weight.shape[1:]
+        self.weight = nn.Buffer(weight.flatten(1).contiguous())
         self.bias = nn.Buffer((bilinear.bias - norm.running_mean) * gain + norm.bias)
 
     def forward(self, features: Tensor, embedding: Tensor) -> Tensor:
-        matrix = (embedding @ self.weight).reshape(self.shape)
-        return (matrix @ features.T).T + self.bias
+        return features @ (embedding @ self.weight).reshape(self.shape) + self.bias
 
 
 def prior_shift(
