@@ -64,6 +64,8 @@ def test_a_cosine_falls_to_zero() -> None:
     """All of the rate at first, half of it halfway, none in the end."""
     automaton = schedule(Cosine(), rate=2.0)
     assert [round(automaton.rate(done), 6) for done in (0.0, 0.5, 1.0)] == [2.0, 1.0, 0.0]
+    part = schedule(Cosine(part=0.5), rate=2.0)
+    assert [round(part.rate(done), 6) for done in (0.0, 1.0)] == [2.0, 1.0]
     assert series(Constant(), "+---------") == series(Cosine(), "+---------") == ".........."
 
 

@@ -62,9 +62,11 @@ class Cosine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="cosin
 
     Attributes:
         averaging: decay per step of the running mean.
+        part: how much of the half cosine is trained; with 0.2 one epoch is the first of five.
     """
 
     averaging: Share = 0.998
+    part: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
 
 
 Schedule = Restarts | Plateau | Constant | Cosine

@@ -24,7 +24,7 @@ class Schedule:
     def rate(self, done: float) -> float:
         """The rate of the next step, `done` of all steps (0…1) being behind us."""
         if isinstance(self._settings, Cosine):
-            return self._rate * (1 + math.cos(math.pi * done)) / 2
+            return self._rate * (1 + math.cos(math.pi * done * self._settings.part)) / 2
         return self._rate
 
     def end_epoch(self, *, improved: bool, loss: float) -> Event | None:
