@@ -12,16 +12,20 @@ EdgetagError
 from typing import ClassVar
 
 
+MAX_CHARACTERS = 4096  # a path may be that long
+
+
 class EdgetagError(Exception):
     """Base of everything edgetag raises on purpose; `exit_code` is what the command line ends with.
 
-    As a string it is one line of printable text, whatever file name or manifest it quotes.
+    As a string it is one line of printable text, and not endless, whatever file name or manifest it quotes.
     """
 
     exit_code: ClassVar[int] = 1
 
     def __str__(self) -> str:
-        return printable(super().__str__())
+        text = super().__str__()
+        return printable(text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]} …")
 
 
 class InputError(EdgetagError):
