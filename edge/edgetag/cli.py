@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
+from edgetag.bench_cli import bench
 from edgetag.bundle_cli import app as bundle_app
 from edgetag.contract.errors import EdgetagError, InputError, OutputError
 from edgetag.contract.event import DEFAULT_PREFIX
@@ -196,6 +197,9 @@ def demo() -> None:
     from edgetag.demo.show import run_demo
 
     typer.echo(run_demo())
+
+
+app.command()(bench)
 
 
 def _settings(config: Path | None, bundle: Path | None, variant: VariantName | None) -> "Settings":
