@@ -12,8 +12,8 @@ def state_directory(environment: Mapping[str, str] = os.environ) -> Path:
     """
     if given := environment.get("STATE_DIRECTORY", "").partition(":")[0]:
         return Path(given)
-    if home := environment.get("XDG_STATE_HOME"):
-        return Path(home) / "edgetag"
+    if (home := Path(environment.get("XDG_STATE_HOME", ""))).is_absolute():  # others are to be ignored
+        return home / "edgetag"
     try:
         return Path.home() / ".local" / "state" / "edgetag"
     except RuntimeError:
