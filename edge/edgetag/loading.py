@@ -8,6 +8,7 @@ import structlog
 from edgetag.config import Settings
 from edgetag.contract.errors import BundleError
 from edgetag.tagging.bundle import starter_path
+from edgetag.tagging.choice import choose_variant
 from edgetag.tagging.store import BundleStore
 from edgetag.tagging.tagger import Tagger
 
@@ -65,5 +66,8 @@ class Loader:
     def _load(self, settings: Settings, path: Path) -> Tagger:
         runtime = settings.runtime
         key = None if settings.bundle.public_key is None else Path(settings.bundle.public_key)
-        variant = None if runtime.variant == "auto" else runtime.variant
+        if runtime.variant == "auto":
+            variant = choose_variant(path, self._state, threads=runtime.threads, public_key=key)
+        else:
+            variant = runtime.variant
         return Tagger.load(path, variant, threads=runtime.threads, public_key=key)
