@@ -349,6 +349,7 @@ YAML: dict[str, tuple[bytes, str]] = {
     "a list as a key": (b"? [a, b]\n: 1", "unhashable key"),
     "deep nesting": (b"[" * 10_000, "nested too deeply"),
     "deep maps": (b"{a: " * 10_000, "nested too deeply"),
+    "a hundred thousand values": (b"[" + b"a," * 100_000 + b"]", "too many values"),
     "two documents": (b"a: 1\n---\nb: 2", "expected a single document"),
     "a control character": (b"a: \x1b[2J", "special characters are not allowed"),
     "a null byte": (b"a: \0", "special characters are not allowed"),

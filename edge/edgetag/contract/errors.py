@@ -11,7 +11,6 @@ EdgetagError
 
 from typing import ClassVar
 
-
 MAX_CHARACTERS = 4096  # a path may be that long
 
 

@@ -1,7 +1,8 @@
 """YAML as a machine may trust it: maps, lists, strings, numbers, booleans and null, each written out once.
 
-No aliases (which can stand for gigabytes), no tags (which can ask for any type), no key twice. Numbers are
-decimal and ints have at most 19 digits; dates, `1:30`, `0x10` and `1_000` are strings.
+No aliases (which can stand for gigabytes), no tags (which can ask for any type), no key twice, and no more
+than a parser gets through in seconds. Numbers are decimal and ints have at most 19 digits; dates, `1:30`,
+`0x10` and `1_000` are strings.
 """
 
 import re
@@ -14,17 +15,29 @@ _INT = re.compile(r"^[-+]?(?:0|[1-9][0-9]{0,18})$")
 _FLOAT = re.compile(
     r"^(?:[-+]?[0-9]+\.[0-9]*(?:[eE][-+][0-9]+)?|\.[0-9]+(?:[eE][-+][0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
 )
+_MAX_DEPTH = 32
+_MAX_VALUES = 50_000  # seconds of work for a sensor
 _KEPT = {"tag:yaml.org,2002:bool", "tag:yaml.org,2002:null"}
 
 
 class _Loader(yaml.SafeLoader):
+    _depth = 0
+    _n_values = 0
+
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:  # noqa: ANN401
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         if self.check_event(yaml.AliasEvent):
             raise yaml.composer.ComposerError(None, None, "aliases are not allowed", event.start_mark)
         if event.tag is not None:
             raise yaml.composer.ComposerError(None, None, "tags are not allowed", event.start_mark)
-        return super().compose_node(parent, index)
+        self._n_values += 1
+        if self._depth == _MAX_DEPTH or self._n_values > _MAX_VALUES:
+            fault = "it is nested too deeply" if self._depth == _MAX_DEPTH else "it holds too many values"
+            raise yaml.composer.ComposerError(None, None, fault, event.start_mark)
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         mapping: dict[Hashable, Any] = super().construct_mapping(node, deep)
@@ -51,14 +64,13 @@ def load_yaml(text: bytes) -> Any:  # noqa: ANN401
     """What a YAML document says, in plain Python values.
 
     Raises:
-        ValueError: it is not YAML, or uses an alias or a tag, or has the same key twice; in one sentence.
+        ValueError: it is not YAML, uses an alias or a tag, has the same key twice, is deeper than 32, or has
+            more than 50,000 values; in one sentence.
     """
     try:
         return yaml.load(text, _Loader)  # noqa: S506  a SafeLoader
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from error
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
 
 
 def dump_yaml(value: Any) -> bytes:  # noqa: ANN401
