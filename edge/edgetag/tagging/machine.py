@@ -1,4 +1,4 @@
-"""What a measurement holds for: the processor, the runtime and its threads."""
+"""What a measurement holds for (the processor, the runtime and its threads), and memory."""
 
 import platform
 from pathlib import Path
@@ -9,6 +9,7 @@ import onnxruntime
 CPUINFO = Path("/proc/cpuinfo")
 DEVICE_TREE_MODEL = Path("/proc/device-tree/model")
 MEMINFO = Path("/proc/meminfo")
+STATUS = Path("/proc/self/status")
 CGROUP = Path("/proc/self/cgroup")
 CGROUPS = Path("/sys/fs/cgroup")
 
@@ -86,6 +87,11 @@ def available_bytes() -> int | None:
     if limit.isdigit() and used.isdigit():
         bounds.append(max(0, int(limit) - int(used)))
     return min(bounds, default=None)
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process; 0 where there is no /proc."""
+    return 1024 * next((int(value.split()[0]) for value in _values(_text(STATUS), "VmRSS")), 0)
 
 
 def _values(text: str, key: str) -> list[str]:

@@ -30,6 +30,7 @@ from edgetag.dsp.level import LevelMeter
 from edgetag.dsp.logmel import LogMel
 from edgetag.tagging.bundle import Bundle, load_bundle
 from edgetag.tagging.embedding import Embedder
+from edgetag.tagging.machine import resident_bytes
 from edgetag.tagging.tagger import Tagger
 
 MIN_WINDOWS = 5
@@ -151,15 +152,6 @@ def summary(windows: Sequence[Window]) -> dict[str, Cost]:
     rows["quiet window"] = _median(windows, steps)
     rows["busy window"] = _median(windows, [*steps, *branches])
     return rows
-
-
-def resident_bytes() -> int:
-    """Resident memory of this process; 0 where there is no /proc."""
-    try:
-        status = Path("/proc/self/status").read_text()
-        return 1024 * int(status.partition("VmRSS:")[2].split()[0])
-    except (OSError, IndexError, ValueError):
-        return 0
 
 
 def _median(windows: Sequence[Window], steps: Sequence[str], factor: float = 1.0) -> Cost:
