@@ -95,8 +95,12 @@ def test_from_a_table_to_a_report_and_a_bundle(
     assert submitted == figures
 
     bundle = tmp_path / "bundle"
-    exported = edgetag("train", "export", run, *source, "--out", bundle, "--licence", "CC0")
+    exported = edgetag("train", "export", run, *source, "--out", bundle, "--licence", "CC0", "--force")
     assert exported.code == 0, exported.err
+    assert {path.name for path in bundle.glob("root.*")} == {"root.fp32.onnx", "root.int8.onnx"}
+    only = edgetag("train", "export", run, *source, "--out", bundle, "--only", "fp32")
+    assert only.code == 0, only.err
+    assert {path.name for path in bundle.glob("root.*")} == {"root.fp32.onnx"}
     published = json.loads(edgetag("train", "evaluate", bundle, *source).out)
     assert published["recordings"] == 4
     assert edgetag("train", "report", run, "--out", tmp_path / "report.html").code == 0

@@ -104,6 +104,17 @@ def test_int8_keeps_the_last_layer(exported: Embedding) -> None:
     assert not {"QuantizeLinear", "DequantizeLinear"} & {node.op_type for node in after}
 
 
+def test_what_int8_costs_is_stated(exported: Embedding, calibration: NDArray[np.float32]) -> None:
+    """In steps of 0…255, on the windows that it was calibrated on; without int8 there is nothing to state."""
+    stated = yaml.safe_load((exported.paths["fp32"].parent / "embedding.yaml").read_bytes())
+    nets = (OnnxNet(exported.paths[variant].read_bytes(), variant) for variant in ("fp32", "int8"))
+    fp32, int8 = (np.stack([net({"patches": patches}) for patches in calibration]) for net in nets)
+    assert stated["int8_difference"] == {
+        "max": pytest.approx(np.abs(int8 - fp32).max(), abs=1e-3),
+        "mean": pytest.approx(np.abs(int8 - fp32).mean(), abs=1e-3),
+    }
+
+
 def test_nothing_tells_where_it_was_made(exported: Embedding) -> None:
     for path in exported.paths.values():
         assert str(Path.cwd()).encode() not in path.read_bytes()

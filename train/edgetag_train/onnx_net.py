@@ -93,6 +93,9 @@ def quantise(
         op_types_to_quantize=list(_QUANTISED),
         nodes_to_exclude=kept + products,
     )
+    quantised = onnx.load(path)
+    del quantised.metadata_props[:]  # of its own preparation
+    onnx.save(quantised, path)
     return kept
 
 
