@@ -33,14 +33,14 @@ class Deployed(nn.Module):
         first = self.net.classifier[0]
         if isinstance(self.net.fuse, nn.Bilinear):
             assert isinstance(first, nn.BatchNorm1d)
-            self.net.fuse = _Products(self.net.fuse, first)
+            self.net.fuse = Products(self.net.fuse, first)
             self.net.classifier[0] = nn.Identity()
 
     def forward(self, logmel: Tensor, embedding: Tensor | None = None) -> Tensor:
         return torch.sigmoid(self.net(logmel, embedding))
 
 
-class _Products(nn.Module):
+class Products(nn.Module):
     """A bilinear layer and the batch norm after it, for one window: the embedding times one large matrix,
     and what comes of it times the features.
 
