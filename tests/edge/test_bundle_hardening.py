@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
+from edgetag import Tagger
 from edgetag.contract.errors import BundleError, printable
 from edgetag.contract.frontend import WINDOW_SAMPLES
 from edgetag.contract.manifest import LOGMEL_INPUT, LOGMEL_SHAPE, MAX_MANIFEST_BYTES, OUTPUT
@@ -166,6 +167,32 @@ def test_a_net_of_another_kind(bundle: Path) -> None:
         opset = [helper.make_opsetid("", 18)]
         with_net(bundle, helper.make_model(graph, opset_imports=opset, ir_version=10).SerializeToString())
         assert "not float32 of fixed shape" in refusal(bundle)
+
+
+def with_nodes(bundle: Path, *nodes: onnx.NodeProto) -> None:
+    """A root net of these nodes from `logmel`, and `sixty` (60 numbers), to `probability`."""
+    source = helper.make_tensor_value_info(LOGMEL_INPUT, TensorProto.FLOAT, LOGMEL_SHAPE)
+    output = helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, (1, 8))
+    sixty = numpy_helper.from_array(np.ones(60, np.float32), "sixty")
+    graph = helper.make_graph(nodes, "g", [source], [output], [sixty])
+    opset = [helper.make_opsetid("", 18)]
+    with_net(bundle, helper.make_model(graph, opset_imports=opset, ir_version=10).SerializeToString())
+
+
+def test_a_net_that_fails_when_it_is_run(bundle: Path) -> None:
+    """A shape that is wrong only at run time, or is another one than the net states: one sentence."""
+    places = [
+        helper.make_node("ReduceMean", [LOGMEL_INPUT], ["mean"], keepdims=0),
+        helper.make_node("Add", ["sixty", "mean"], ["heard"]),
+        helper.make_node("NonZero", ["heard"], ["places"]),
+    ]
+    beyond = helper.make_node("Add", ["places", "places"], ["beyond"])
+    with_nodes(bundle, *places, beyond, helper.make_node("Gather", ["heard", "beyond"], [OUTPUT]))
+    with pytest.raises(BundleError, match=r"root\.onnx fails \("):
+        Tagger.load(bundle)
+    with_nodes(bundle, *places, helper.make_node("Gather", ["heard", "places"], [OUTPUT]))
+    with pytest.raises(BundleError, match=r"root\.onnx gives \(1, 60\); it states 'probability' 1×8"):
+        Tagger.load(bundle)
 
 
 # -- entries of the folder ---------------------------------------------------------------------------------

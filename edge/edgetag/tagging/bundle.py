@@ -65,6 +65,7 @@ class OnnxNet:
     """
 
     def __init__(self, data: bytes, name: str, threads: int = 1) -> None:
+        self.name = name
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -92,8 +93,17 @@ class OnnxNet:
         self.outputs: dict[str, Shape] = {o.name: tuple(o.shape) for o in self._session.get_outputs()}
 
     def __call__(self, inputs: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
-        """The net's only output for one window; inputs it does not have are left out."""
-        result: NDArray[np.float32] = self._session.run(None, {name: inputs[name] for name in self.inputs})[0]
+        """The net's only output for one window; inputs it does not have are left out.
+
+        Raises:
+            BundleError: the net cannot be run to its end, or gives another shape than it states.
+        """
+        try:
+            result: NDArray[np.float32] = self._session.run(None, {n: inputs[n] for n in self.inputs})[0]
+        except Exception as error:  # onnxruntime has no common base of its own errors
+            raise BundleError(f"{self.name} fails ({first_line(error)})") from error
+        if result.shape not in self.outputs.values():
+            raise BundleError(f"{self.name} gives {result.shape}; it states {_shapes(self.outputs)}")
         return result
 
 
