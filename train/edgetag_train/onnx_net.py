@@ -15,7 +15,7 @@ from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 from torch import nn
 
 OPSET = 18
-REDUCE_RANGE = False
+REDUCE_RANGE = True
 """Weights of seven bits: for processors whose eight-bit products saturate (AVX2 without VNNI)."""
 _WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
 _QUANTISED = (*sorted(_WEIGHTED), "MaxPool", "Relu", "Reshape", "Transpose")
