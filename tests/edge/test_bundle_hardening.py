@@ -381,6 +381,10 @@ YAML: dict[str, tuple[bytes, str]] = {
     "a control character": (b"a: \x1b[2J", "special characters are not allowed"),
     "a null byte": (b"a: \0", "special characters are not allowed"),
     "half a character": (b"a: \xc3", "unexpected end of data"),
+    "a surrogate, escaped": (b'a: "\\ud800"', "half a character"),
+    "a surrogate for a key": (b'"\\ud800": 1', "half a character"),
+    "a character beyond Unicode": (b'a: "\\U00110000"', "not in range"),
+    "a character far beyond Unicode": (b'a: "\\UFFFFFFFF"', "beyond Unicode"),
     "a surrogate": ("a: \ud800".encode("utf-8", "surrogatepass"), "invalid continuation byte"),
 }
 
