@@ -9,7 +9,8 @@ import yaml
 
 from edgetag import Tagger
 from edgetag.contract.errors import BundleError
-from edgetag.tagging.bundle import load_bundle, starter_path
+from edgetag.contract.manifest import VARIANTS, Variant
+from edgetag.tagging.bundle import load_bundle
 from fakes_bundle import constant_net, edit_manifest, file_entry, write_bundle
 
 ROOT_37 = [0.9] + [0.1] * 36
@@ -140,13 +141,30 @@ def test_an_embedding_bundle_hears_through_its_embedding(tmp_path: Path) -> None
     assert tagger.analyse(noise).coarse["1"] > 2 * silence
 
 
-def test_the_bundle_that_ships_is_whole_and_small() -> None:
-    """Hashes, shapes, golden windows; int8, six branches, 37 outputs, at most 8 MB."""
-    tagger = Tagger.load()
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_bundle_that_ships_is_whole(variant: Variant) -> None:
+    """Hashes, shapes, golden windows of both variants; six branches, 37 outputs."""
+    tagger = Tagger.load(variant=variant)
     assert tagger.bundle.manifest.root.outputs == 37
     assert tuple(tagger.bundle.branches) == tagger.taxonomy.branch_ids
-    assert tagger.bundle.variant == "int8"
-    assert sum(file.stat().st_size for file in starter_path().iterdir()) <= 8_000_000
+    assert set(tagger.self_test()) == set(tagger.bundle.nets)
+
+
+def test_the_bundle_that_ships_is_small() -> None:
+    """Its int8 nets have at most 8 MB; they are taken unless somebody asks."""
+    bundle = Tagger.load().bundle
+    assert bundle.variant == "int8"
+    assert sum(variants["int8"].size for variants in bundle.manifest.nets.values()) <= 8_000_000
+
+
+def test_the_bundle_that_ships_says_what_eight_bits_cost() -> None:
+    """Within the limits of an export: no limit was overridden."""
+    parity = Tagger.load().bundle.manifest.parity
+    assert parity is not None
+    assert parity.exceeded == []
+    for level, most in ("coarse", 0.005), ("fine", 0.01):
+        micro_auprc = parity.levels[level].micro_auprc
+        assert micro_auprc["fp32"] - micro_auprc["int8"] <= most
 
 
 def test_the_bundle_that_ships_says_what_it_is() -> None:

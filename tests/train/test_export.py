@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from edgetag import Tagger
-from edgetag.contract.errors import InputError, OutputError
+from edgetag.contract.errors import EdgetagError, InputError, OutputError
 from edgetag.contract.manifest import EMBEDDING_INPUT, EMBEDDING_SHAPE, LOGMEL_INPUT, LOGMEL_SHAPE, OUTPUT
 from edgetag.contract.taxonomy import SONYC_UST
 from edgetag.tagging.bundle import OnnxNet
@@ -22,7 +22,7 @@ from edgetag_train.data.features import Windows
 from edgetag_train.data.training import prepare
 from edgetag_train.deploy import Deployed, Products
 from edgetag_train.evaluate import Scored
-from edgetag_train.export import export_run
+from edgetag_train.export import check_fp32, export_run
 from edgetag_train.fit.run import load_net, read_run
 from edgetag_train.fit.system import fit_system
 from edgetag_train.folder import check_room, replaced
@@ -129,6 +129,18 @@ def test_values_are_rounded_only_where_float_meets_int8(written: tuple[Path, Pat
     assert sum(node.op_type in {"QGemm", "QLinearConv"} for node in graph.node) == 7
 
 
+def test_no_processor_saturates(written: tuple[Path, Path]) -> None:
+    """Weights have seven bits: two products of eight-bit values fit the 16 bits in which AVX2 adds them."""
+    quantised = [
+        onnx.numpy_helper.to_array(constant)
+        for constant in onnx.load(written[1]).graph.initializer
+        if constant.name.endswith("weight_quantized")
+    ]
+    assert len(quantised) == 7
+    assert 32 < max(np.abs(weights.astype(int)).max() for weights in quantised) <= 64
+    assert 2 * 64 * 255 < 2**15
+
+
 def test_the_layers_kept_are_named_as_in_the_model(tmp_path: Path) -> None:
     fp32, _ = write_both(trained("none"), tmp_path)
     some = feeds(1, "none")
@@ -169,6 +181,15 @@ def test_a_bilinear_layer_is_quantised_and_means_the_same(tmp_path: Path) -> Non
         np.testing.assert_allclose([net(feed) for feed in some], expected, atol=tolerance)
     assert int8.stat().st_size < fp32.stat().st_size / 3
     assert "BatchNormalization" not in {node.op_type for node in onnx.load(fp32).graph.node}
+
+
+def test_a_file_that_is_not_the_trained_net_is_refused(tmp_path: Path) -> None:
+    """Whatever an exporter may get wrong: it is asked before anything is built upon it."""
+    net, shift, some = trained("none"), np.zeros(4, np.float32), feeds(2, "none")
+    exported = OnnxNet(write_both(net, tmp_path)[0].read_bytes(), "it")
+    check_fp32(net, shift, exported, some)
+    with pytest.raises(EdgetagError, match=r"differs by 0\..* from the trained one"):
+        check_fp32(net, shift + 1, exported, some)
 
 
 def test_the_same_net_gives_the_same_bytes(tmp_path: Path) -> None:

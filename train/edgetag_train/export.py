@@ -7,22 +7,19 @@ both; where too much is lost, more layers stay in float, and where that does not
 
 import shutil
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import structlog
+import torch
 from numpy.typing import NDArray
 
-from edgetag.contract.errors import InputError
-from edgetag.contract.frontend import LOGMEL, SAMPLE_RATE_HZ, WINDOW_SAMPLES
+from edgetag.contract.errors import EdgetagError, InputError
 from edgetag.contract.manifest import (
     EMBEDDING_INPUT,
     EMBEDDING_SHAPE,
-    FORMAT,
     LOGMEL_INPUT,
     LOGMEL_SHAPE,
     MANIFEST_NAME,
@@ -30,20 +27,11 @@ from edgetag.contract.manifest import (
     SIGNATURE_NAME,
     VARIANTS,
     Cascade,
-    Golden,
-    Manifest,
-    Net,
     Parity,
     Policy,
     Variant,
 )
-from edgetag.contract.manifest import Embedding as ManifestEmbedding
-from edgetag.contract.strict_yaml import dump_yaml
-from edgetag.contract.taxonomy import SONYC_UST
-from edgetag.demo.scene import street_scene
-from edgetag.dsp.logmel import LogMel
 from edgetag.tagging.bundle import OnnxNet
-from edgetag.tagging.embedding import Embedder
 from edgetag.tagging.tagger import Tagger
 from edgetag_train.calibration import Calibration, draw
 from edgetag_train.data.dataset import open_dataset, read_labels
@@ -51,21 +39,21 @@ from edgetag_train.data.features import Windows
 from edgetag_train.data.sounds import describe
 from edgetag_train.data.training import TrainingData, hears_clips, prepare
 from edgetag_train.deploy import Deployed, prior_shift
+from edgetag_train.draft import GOLDEN_TOLERANCE, Draft, golden_feeds, golden_windows
 from edgetag_train.embedding import Embedding
 from edgetag_train.evaluate import Scored, bundle_scores, report, scene_report, scene_scores
-from edgetag_train.files import file_entry
 from edgetag_train.fit.run import (
     ROOT,
     Run,
     branches_of,
     check_embedding,
     chosen_root,
-    coarse_id,
     load_net,
     outputs,
     read_run,
 )
 from edgetag_train.folder import check_room, replaced
+from edgetag_train.models.cnn import TaggingNet
 from edgetag_train.onnx_net import Feed, quantise, save_onnx
 from edgetag_train.parity import golden_difference, measure
 
@@ -77,72 +65,6 @@ FLOAT_LAYERS = ((1, 1), (2, 1), (2, 2))
 convolution and the last layer cost no time in float, and take a third off the difference. The second
 convolution halves it for a sixth of the time; one more last layer is 2.7 MB a system. With its third
 convolution in float a Table 1 net is no faster than in fp32, so that is not tried."""
-GOLDEN_START_S = (20, 40)
-GOLDEN_ATTENUATION = (1.0, 0.01)
-GOLDEN_TOLERANCE: dict[Variant, float] = {"fp32": 0.001, "int8": 0.02}
-
-
-@dataclass(frozen=True, eq=False)
-class _Draft:
-    """A bundle that is being written.
-
-    Attributes:
-        folder: where its nets are.
-        nets: by name, the number of outputs.
-        embedding: whose nets lie there as well, if the others take one.
-        stated: what the manifest states besides.
-    """
-
-    folder: Path
-    nets: dict[str, int]
-    embedding: Embedding | None
-    stated: dict[str, Any]
-
-    def path(self, net: str, variant: Variant) -> Path:
-        return self.folder / f"{net}.{variant}.onnx"
-
-    def state(self, variants: tuple[Variant, ...], **stated: Any) -> dict[str, NDArray[np.float32]]:  # noqa: ANN401
-        """Write the golden windows and the manifest for these variants; what `golden.npz` expects."""
-        pcm = golden_windows()
-        golden = {variant: _golden_feeds(pcm, self.embedding, variant) for variant in variants}
-        expected = {f"{net}_{v}": self._said(net, v, golden[v]) for net in self.nets for v in variants}
-        np.savez_compressed(self.folder / "golden.npz", pcm=pcm, **expected)
-        nets = {
-            net: Net(n, {v: file_entry(self.path(net, v)) for v in variants}) for net, n in self.nets.items()
-        }
-        manifest = Manifest(
-            format=FORMAT,
-            created=datetime.now(UTC).strftime("%Y-%m-%d"),
-            taxonomy=SONYC_UST,
-            frontend=LOGMEL,
-            embedding=self._stated_embedding(variants),
-            root=nets.pop(ROOT),
-            branches={coarse_id(name): net for name, net in nets.items()},
-            golden=Golden(
-                **msgspec.structs.asdict(file_entry(self.folder / "golden.npz")),
-                tolerance={variant: GOLDEN_TOLERANCE[variant] for variant in variants},
-            ),
-            thresholds=dict.fromkeys(SONYC_UST.ids, 0.5),
-            **(self.stated | stated),
-        )
-        manifest.check()
-        (self.folder / MANIFEST_NAME).write_bytes(dump_yaml(msgspec.to_builtins(manifest)))
-        return expected
-
-    def drop(self, variant: Variant) -> None:
-        """Leave a variant out after all."""
-        for net in [*self.nets, *(["embedding"] if self.embedding else [])]:
-            self.path(net, variant).unlink(missing_ok=True)
-
-    def _said(self, net: str, variant: Variant, golden: list[Feed]) -> NDArray[np.float32]:
-        session = OnnxNet(self.path(net, variant).read_bytes(), net)
-        return np.stack([session(feed)[0] for feed in golden])
-
-    def _stated_embedding(self, variants: tuple[Variant, ...]) -> ManifestEmbedding | None:
-        if self.embedding is None:
-            return None
-        files = {variant: file_entry(self.path("embedding", variant)) for variant in variants}
-        return ManifestEmbedding(self.embedding.kind, files)
 
 
 @dataclass(frozen=True)
@@ -211,7 +133,7 @@ def export_run(
     cascade = Cascade(policy, run.recipe.cascade.threshold)
     stated = {"name": run.recipe.name, "fusion": run.recipe.fusion, "cascade": cascade, **about}
     with replaced(out) as folder:
-        draft = _Draft(folder, {name: len(outputs(name)) for name in nets}, embedding, stated)
+        draft = Draft(folder, {name: len(outputs(name)) for name in nets}, embedding, stated)
         _write_fp32(draft, run, nets, _shift(run, data, prepared.train))
         draft.state(("fp32",))
         scored = {"fp32": judges.ask(folder, "fp32")}
@@ -261,21 +183,39 @@ def _shift(run: Run, data: Path, windows: Windows) -> NDArray[np.float32]:
     return prior_shift(windows.labels, street, outputs(ROOT))
 
 
-def _write_fp32(draft: _Draft, run: Run, nets: dict[str, str], shift: NDArray[np.float32]) -> None:
+def _write_fp32(draft: Draft, run: Run, nets: dict[str, str], shift: NDArray[np.float32]) -> None:
+    golden = golden_feeds(golden_windows(), draft.embedding, "fp32")
     for name, checkpoint in nets.items():
         net = load_net(run, checkpoint)
-        shapes = {LOGMEL_INPUT: LOGMEL_SHAPE}
+        shapes: dict[str, tuple[int, ...]] = {LOGMEL_INPUT: LOGMEL_SHAPE}
         if net.fusion != "none":
             shapes[EMBEDDING_INPUT] = EMBEDDING_SHAPE
         moved = shift if name == ROOT else np.zeros(len(outputs(name)), np.float32)
         save_onnx(Deployed(net, moved), shapes, OUTPUT, draft.path(name, "fp32"))
+        check_fp32(net, moved, OnnxNet(draft.path(name, "fp32").read_bytes(), name), golden)
     if draft.embedding is not None:
         for variant, file in draft.embedding.paths.items():
             shutil.copyfile(file, draft.path("embedding", variant))
 
 
+@torch.inference_mode()
+def check_fp32(net: TaggingNet, shift: NDArray[np.float32], exported: OnnxNet, golden: list[Feed]) -> None:
+    """Whether the exporter has written the net that was trained.
+
+    Raises:
+        EdgetagError: it says something else of a golden window.
+    """
+    for feed in golden:
+        trained = torch.sigmoid(net(*map(torch.from_numpy, feed.values())) + torch.from_numpy(shift)).numpy()
+        if not (difference := np.abs(exported(feed) - trained).max()) <= GOLDEN_TOLERANCE["fp32"]:
+            raise EdgetagError(
+                f"the exported net differs by {difference:.4f} from the trained one on a golden window; "
+                "install the versions of torch, onnx and onnxruntime that constraints.txt names"
+            )
+
+
 def _write_int8(
-    draft: _Draft, calibration: Calibration, judges: _Judges, fp32: dict[str, Scored]
+    draft: Draft, calibration: Calibration, judges: _Judges, fp32: dict[str, Scored]
 ) -> tuple[Parity, dict[str, Scored]]:
     """Keep as many layers in float as it takes for the limits, or the most there are to try."""
     for n_first, n_last in FLOAT_LAYERS:
@@ -303,7 +243,7 @@ def _named(kept: dict[str, list[str]]) -> dict[str, list[str]]:
     return {net: [layer.removeprefix("net.") for layer in layers] for net, layers in kept.items()}
 
 
-def _sizes(draft: _Draft) -> dict[str, str]:
+def _sizes(draft: Draft) -> dict[str, str]:
     total = {v: sum(draft.path(net, v).stat().st_size for net in draft.nets) for v in VARIANTS}
     return {f"{variant}_nets": f"{size / 1e6:.2f} MB" for variant, size in total.items()}
 
@@ -339,35 +279,6 @@ def _training(run: Run, data: Path, note: str) -> dict[str, Any]:
         "data": describe(data, with_clips=hears_clips(run.recipe.data, data)),
         "note": note,
     }
-
-
-def _golden_feeds(pcm: NDArray[np.int16], embedding: Embedding | None, variant: Variant) -> list[Feed]:
-    """The golden windows as a sensor's nets get them."""
-    logmel = LogMel()
-    embedder = None
-    if embedding is not None:
-        embedder = Embedder(OnnxNet(embedding.paths[variant].read_bytes(), "the embedding"))
-    found = []
-    for window in pcm:
-        samples = window.astype(np.float32) * np.float32(1 / 32768)
-        feed = {LOGMEL_INPUT: logmel(samples)[None, None]}
-        if embedder is not None:
-            feed[EMBEDDING_INPUT] = embedder(samples)
-        found.append(feed)
-    return found
-
-
-@cache
-def golden_windows() -> NDArray[np.int16]:
-    """A busy and a quiet part of the project's own synthetic street. Shape: [2, 441000]"""
-    street = street_scene(seed=1).samples
-    windows = []
-    for start_s, gain in zip(GOLDEN_START_S, GOLDEN_ATTENUATION, strict=True):
-        start = start_s * SAMPLE_RATE_HZ
-        windows.append(np.round(street[start : start + WINDOW_SAMPLES] * (gain * 32767)).astype(np.int16))
-    found = np.stack(windows)
-    found.flags.writeable = False
-    return found
 
 
 def _is_bundles(name: str) -> bool:
