@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgetag.bundle_cli import _print
+from edgetag.terminal import print_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -46,7 +46,7 @@ def bench(
     if len(finding.costs) > 1:
         choice.keep(state, finding)
     if as_json:
-        _print(msgspec.json.encode(finding).decode())
+        print_text(msgspec.json.encode(finding).decode())
         return
     from rich.console import Console
 
@@ -56,7 +56,7 @@ def bench(
         console.print(f"{finding.bundle}@sha256:{finding.sha256[:12]}, medians of {finding.windows} windows")
         console.print(_table(finding))
         console.print(_verdict(finding))
-    _print("\n".join(line.rstrip() for line in capture.get().splitlines()))
+    print_text("\n".join(line.rstrip() for line in capture.get().splitlines()))
 
 
 def _table(finding: "Finding") -> "Table":

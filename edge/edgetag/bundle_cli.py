@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgetag.contract.errors import InputError, OutputError
+from edgetag.contract.errors import InputError
+from edgetag.terminal import print_text
 
 if TYPE_CHECKING:
     from edgetag.tagging.store import BundleStore
@@ -57,7 +58,7 @@ def inspect(
         signature = f"valid for {public_key}"
     card = Card(manifest, hashlib.sha256(text).hexdigest(), signature)
     if as_json:
-        _print(card.json())
+        print_text(card.json())
         return
     from rich.console import Console
 
@@ -65,7 +66,7 @@ def inspect(
     console = Console(file=io.StringIO(), force_terminal=is_terminal, width=Console().width, highlight=False)
     with console.capture() as capture:
         console.print(card)
-    _print("\n".join(line.rstrip() for line in capture.get().splitlines()))
+    print_text("\n".join(line.rstrip() for line in capture.get().splitlines()))
 
 
 @app.command()
@@ -79,7 +80,7 @@ def verify(bundle: BundleOrStarter = None, public_key: PublicKey = None) -> None
     from edgetag.tagging.verification import verify
 
     for check in verify(bundle or starter_path(), public_key):
-        _print(printable(f"ok  {check.subject:20}  {check.found}"))
+        print_text(printable(f"ok  {check.subject:20}  {check.found}"))
 
 
 @app.command()
@@ -104,7 +105,7 @@ def pack(
     archive = pack(bundle, out, force=force)
     with archive.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    _print(f"{archive}: {archive.stat().st_size:,} bytes, sha256 {digest}")
+    print_text(f"{archive}: {archive.stat().st_size:,} bytes, sha256 {digest}")
 
 
 @app.command()
@@ -120,7 +121,7 @@ def unpack(
     from edgetag.tagging.packing import unpack
 
     folder = unpack(archive, out, public_key)
-    _print(f"{folder}: {sum(1 for _ in folder.iterdir())} files")
+    print_text(f"{folder}: {sum(1 for _ in folder.iterdir())} files")
 
 
 @app.command()
@@ -142,7 +143,7 @@ def keygen(
     key, public = create_keys(
         name, _passphrase(f"Passphrase for {name}.key", new=True) if passphrase else None
     )
-    _print(f"{key}: signs bundles; keep it secret\n{public}: for the sensors, and anybody else")
+    print_text(f"{key}: signs bundles; keep it secret\n{public}: for the sensors, and anybody else")
 
 
 @app.command()
@@ -161,7 +162,7 @@ def sign(
 
     private = signature.read_private_key(key, lambda: _passphrase(f"Passphrase of {key}"))
     put_signature(bundle, lambda manifest: signature.sign(manifest, private))
-    _print(f"{bundle}: signed with {key}")
+    print_text(f"{bundle}: signed with {key}")
 
 
 @app.command()
@@ -172,7 +173,7 @@ def install(bundle: Bundle, public_key: PublicKey = None) -> None:
 
     Example: edgetag bundle install my-bundle.zip --public-key acme.pub
     """
-    _print(_hears_next(_store().install(bundle, public_key)))
+    print_text(_hears_next(_store().install(bundle, public_key)))
 
 
 @app.command()
@@ -181,7 +182,7 @@ def rollback(public_key: PublicKey = None) -> None:
 
     Example: edgetag bundle rollback
     """
-    _print(_hears_next(_store().rollback(public_key)))
+    print_text(_hears_next(_store().rollback(public_key)))
 
 
 def _store() -> "BundleStore":
@@ -207,22 +208,3 @@ def _passphrase(prompt: str, *, new: bool = False) -> bytes:
         raise InputError(f"a passphrase is needed, and there is no terminal; set {PASSPHRASE_VARIABLE}")
     answer: str = typer.prompt(prompt, hide_input=True, confirmation_prompt=new, err=True)
     return answer.encode()
-
-
-def _print(text: str) -> None:
-    """A line on stdout; a reader who has had enough ends the command quietly.
-
-    Raises:
-        OutputError: stdout cannot be written.
-    """
-    if sys.stdout is None:
-        raise OutputError("stdout is closed")
-    try:
-        data = f"{text}\n".encode(sys.stdout.encoding or "utf-8", "backslashreplace")
-        sys.stdout.buffer.write(data)
-        sys.stdout.flush()
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is tried again at exit
-        if isinstance(error, BrokenPipeError):
-            raise typer.Exit from None
-        raise OutputError(f"stdout cannot be written ({error.strerror})") from error

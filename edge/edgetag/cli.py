@@ -25,6 +25,7 @@ from edgetag.bundle_cli import app as bundle_app
 from edgetag.contract.errors import EdgetagError, InputError, OutputError
 from edgetag.contract.event import DEFAULT_PREFIX
 from edgetag.contract.frontend import MIN_VALID, WINDOW_S
+from edgetag.terminal import forget_unwritable_stdout
 
 if TYPE_CHECKING:
     from edgetag.capture.source import Block, Source
@@ -359,16 +360,7 @@ def _reader_may_leave() -> Iterator[None]:
     except BrokenPipeError:
         raise typer.Exit from None
     finally:
-        _forget_unwritable_stdout()
-
-
-def _forget_unwritable_stdout() -> None:
-    """What could not be written is not tried again at exit, where it would end in a traceback."""
-    try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        forget_unwritable_stdout()
 
 
 @contextmanager

@@ -1,12 +1,11 @@
 """How the sensor is: what `health` says every minute, and at once when a bundle took over or was refused."""
 
-import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Literal
 
 from edgetag.contract.event import BundleHealth, Health, timestamp
+from edgetag.tagging.machine import resident_bytes
 from edgetag.tagging.stream import EventStream
 
 INTERVAL_S = 60.0
@@ -59,12 +58,3 @@ class HealthWatch:
 
     def _bundle(self, state: Literal["ok", "refused"], reason: str = "") -> BundleHealth:
         return BundleHealth(self._stream.tagger.bundle.model, state, reason, timestamp(time.time()))
-
-
-def resident_bytes() -> int:
-    """Resident memory of this process; 0 where there is no /proc."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except (OSError, IndexError, ValueError):
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
