@@ -63,7 +63,7 @@ SCENES = "scenes of held-out clips"
 FLOAT_LAYERS = ((1, 1), (2, 1), (2, 2))
 """How many of the first and of the last layers stay in float: what is tried, from fast to near. The first
 convolution and the last layer cost no time in float, and take a third off the difference. The second
-convolution halves it for a sixth of the time; one more last layer is 2.7 MB a system. With its third
+convolution halves it for a tenth more time; one more last layer is 2.7 MB a system. With its third
 convolution in float a Table 1 net is no faster than in fp32, so that is not tried."""
 
 
