@@ -1,6 +1,7 @@
 """The optional local data folder: tests that need it skip with a reason where it is absent."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import settings
 from numpy.typing import NDArray
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background begins with it ignored
 settings.register_profile("edgetag", deadline=None)  # no test asserts a time
 settings.load_profile("edgetag")
 

@@ -52,6 +52,11 @@ class Tagger:
         ['1970-01-01T00:00:00.000Z', '1970-01-01T00:00:05.000Z']
         >>> sorted(events[0].coarse)
         ['1', '2', '3', '4', '5', '6', '7', '8']
+
+    Attributes:
+        bundle: what it was made of.
+        taxonomy, thresholds: the bundle's, every tag's threshold filled in.
+        golden_differences: by net, how far it is on the golden windows from what it said when it was made.
     """
 
     def __init__(self, bundle: Bundle) -> None:
@@ -63,7 +68,7 @@ class Tagger:
         self._logmel_buffer = np.empty(LOGMEL_SHAPE, np.float32)
         self._level = LevelMeter()
         self._embedder = Embedder(bundle.embedding) if bundle.embedding else None
-        self.self_test()
+        self.golden_differences = self._self_test()
 
     @classmethod
     def load(
@@ -181,7 +186,7 @@ class Tagger:
         told = [c for c in self.taxonomy.categories if c.single or c.id in self.bundle.branches]
         return [tag.id for category in told for tag in category.fine]
 
-    def self_test(self) -> dict[str, float]:
+    def _self_test(self) -> dict[str, float]:
         """Run every net on the golden windows: its largest difference from what it said when it was made.
 
         Raises:
