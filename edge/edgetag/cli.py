@@ -25,7 +25,7 @@ from edgetag.bundle_cli import app as bundle_app
 from edgetag.contract.errors import EdgetagError, InputError, OutputError
 from edgetag.contract.event import DEFAULT_PREFIX
 from edgetag.contract.frontend import MIN_VALID, WINDOW_S
-from edgetag.terminal import forget_unwritable_stdout
+from edgetag.terminal import forget_unwritable_stdout, print_text
 
 if TYPE_CHECKING:
     from edgetag.capture.source import Block, Source
@@ -97,7 +97,7 @@ def _root(
     if version:
         from edgetag import __version__
 
-        typer.echo(f"edgetag {__version__}")
+        print_text(f"edgetag {__version__}")
         raise typer.Exit
 
 
@@ -157,12 +157,13 @@ def replay(
     sensor = check_sensor(sensor or _replay_sensor())
     start_utc_s = check_start(start.replace(tzinfo=UTC).timestamp()) if start else None
     loader = Loader(partial(_settings, config, bundle, variant), state_directory())
-    tagger, refusal = loader.load_or_previous()
-    stream = EventStream(tagger, sensor=sensor)
-    watch = HealthWatch(stream)
     failed = False
     with _reader_may_leave(), ExitStack() as stack:
         replacement = stack.enter_context(_replaced_on_hangup(loader))
+        tagger, refusal = loader.load_or_previous()
+        stream = EventStream(tagger, sensor=sensor)
+        watch = HealthWatch(stream)
+        stack.enter_context(replacement)
         sink = stack.enter_context(_sink(tagger, stream, format, mqtt, prefix, hop))
         if refusal:
             sink.report(watch.refused(refusal))
@@ -197,7 +198,7 @@ def demo() -> None:
     """
     from edgetag.demo.show import run_demo
 
-    typer.echo(run_demo())
+    print_text(run_demo())
 
 
 app.command()(bench)
@@ -223,18 +224,21 @@ def _settings(config: Path | None, bundle: Path | None, variant: VariantName | N
 
 @contextmanager
 def _replaced_on_hangup(loader: "Loader") -> "Iterator[Replacement]":
-    """SIGHUP asks for the bundle anew. With a terminal it means that the terminal has gone, as ever."""
+    """SIGHUP asks for the bundle anew. With a terminal it means that the terminal has gone, as ever.
+
+    What is yielded is yet to be entered; until then a wish waits.
+    """
     from edgetag.replacement import Replacement
 
-    with Replacement(loader.load) as replacement:
-        if _has_terminal():
-            yield replacement
-            return
-        before = signal.signal(signal.SIGHUP, lambda *_: replacement.ask())
-        try:
-            yield replacement
-        finally:
-            signal.signal(signal.SIGHUP, before)
+    replacement = Replacement(loader.load)
+    if _has_terminal():
+        yield replacement
+        return
+    before = signal.signal(signal.SIGHUP, lambda *_: replacement.ask())
+    try:
+        yield replacement
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def _has_terminal() -> bool:

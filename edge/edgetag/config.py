@@ -17,15 +17,18 @@ import msgspec
 
 from edgetag.contract.errors import InputError
 from edgetag.contract.strict_yaml import load_yaml
+from edgetag.tagging.container import NotPlainError, read_plain_file
 
+MAX_BYTES = 2**16
+FilePath = Annotated[str, msgspec.Meta(pattern=r"^[^\x00]+$")]
 VariantChoice = Literal["auto", "fp32", "int8"]
 
 
 class BundleSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which bundle hears. Paths that are not absolute start where the process does."""
 
-    path: str | None = None
-    public_key: str | None = None
+    path: FilePath | None = None
+    public_key: FilePath | None = None
 
 
 class RuntimeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -49,9 +52,15 @@ def read_settings(path: Path) -> Settings:
         InputError: it cannot be read, is not YAML, or holds an unknown key or an impossible value.
     """
     try:
-        stated = load_yaml(path.read_bytes())
-        return msgspec.convert({} if stated is None else stated, Settings)
+        text = read_plain_file(path, MAX_BYTES, follow=True)
+    except NotPlainError as error:
+        raise InputError(f"{path} is {error}, not a configuration file") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})") from error
+    if len(text) > MAX_BYTES:
+        raise InputError(f"{path} is longer than the {MAX_BYTES} bytes a configuration may have")
+    try:
+        stated = load_yaml(text)
+        return msgspec.convert({} if stated is None else stated, Settings)
     except ValueError as error:  # msgspec's errors are among them
         raise InputError(f"{path}: {' '.join(str(error).split())}") from error

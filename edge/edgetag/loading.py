@@ -49,6 +49,8 @@ class Loader:
             InputError: the settings or the public key cannot be read.
         """
         settings = self._settings()
+        if settings.bundle.path is not None:
+            return self._load(settings, Path(settings.bundle.path)), ""
         path, previous = self._asked_for(settings), self._store.previous()
         try:
             return self._load(settings, path), ""

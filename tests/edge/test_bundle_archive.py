@@ -114,6 +114,11 @@ def test_where_nothing_can_be_written(folder: Path, packed: Path, tmp_path: Path
     for write in (pack, unpack):
         with pytest.raises(OutputError, match="nowhere"):
             write(packed if write is unpack else folder, tmp_path / "nowhere" / "x")
+    endless = tmp_path / ("x" * 300)
+    with pytest.raises(OutputError, match="File name too long"):
+        pack(folder, endless)
+    with pytest.raises(BundleError, match="File name too long"):
+        unpack(endless, tmp_path / "new")
 
 
 def test_a_damaged_bundle_is_not_packed(folder: Path, tmp_path: Path) -> None:

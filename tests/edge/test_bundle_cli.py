@@ -261,17 +261,18 @@ def test_a_passphrase_from_the_environment(edgetag: Run, bundle: Path) -> None:
 
 def test_stdout_that_cannot_be_written(bundle: Path) -> None:
     """A full disk and a closed stdout are told once; a reader who has had enough is no error."""
-    edgetag = f"{sys.executable} -m edgetag bundle"
+    edgetag = f"{sys.executable} -m edgetag"
     for command, sentence in (
-        (f"inspect {bundle} >/dev/full", "No space left"),
-        (f"verify {bundle} >&-", "stdout is closed"),
+        ("--version >/dev/full", "No space left"),
+        (f"bundle inspect {bundle} >/dev/full", "No space left"),
+        (f"bundle verify {bundle} >&-", "stdout is closed"),
     ):
         done = subprocess.run(
             ["bash", "-c", f"{edgetag} {command}"], capture_output=True, text=True, check=False
         )
         refused(done, 5, sentence)
     done = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", f"{edgetag} inspect | head -1"],
+        ["bash", "-o", "pipefail", "-c", f"{edgetag} bundle inspect | head -1"],
         capture_output=True,
         text=True,
         check=False,

@@ -1,6 +1,7 @@
 """The configuration file: typed, complete, and nothing in it is ignored."""
 
 import contextlib
+import os
 from pathlib import Path
 
 import msgspec
@@ -44,6 +45,9 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         ("runtimes: {}", "runtimes"),
         ("- 1", "object"),
         ("bundle: {path: 7}", "path"),
+        ('bundle: {path: "a\\0b"}', "path"),
+        ('bundle: {public_key: ""}', "public_key"),
+        ("#" * 2**16 + "\n", "longer than"),
         ("bundle: {path: a, path: b}", "twice"),
         ("a: &a [1]\nb: *a", "aliases"),
         ("{", "line 1"),
@@ -67,6 +71,11 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     """The reason is in the sentence."""
     with pytest.raises(InputError, match=r"edgetag\.yaml cannot be read \(No such file"):
         read_settings(tmp_path / "edgetag.yaml")
+    with pytest.raises(InputError, match="is a folder, not a configuration file"):
+        read_settings(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="is a pipe"):
+        read_settings(tmp_path / "pipe")
 
 
 @given(st.binary(max_size=200) | st.text(alphabet="{}[]:,-&*!|>'\"#?%@`~ \n\tabundle0123.eE+", max_size=80))

@@ -74,6 +74,11 @@ def test_a_path_that_is_asked_for_is_that_or_nothing(tmp_path: Path) -> None:
         store.install(bundle(tmp_path, p))
     with pytest.raises(BundleError, match="is missing"):
         loader(tmp_path, settings(tmp_path / "nowhere")).load_or_previous()
+    current = store.current()
+    assert current is not None
+    (current / "root.onnx").write_bytes(b"")
+    with pytest.raises(BundleError, match="truncated"):
+        loader(tmp_path, settings(current)).load_or_previous()
 
 
 def test_with_a_key_nothing_unsigned_hears(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from typing import IO
 import msgspec
 import numpy as np
 import pytest
+import soundfile
 from jsonschema import Draft202012Validator
 
 from edgetag import Tagger
@@ -199,6 +200,35 @@ def feed(stdin: IO[bytes], stop: threading.Event) -> None:
         stdin.write(b"RIFF\xff\xff\xff\xffWAVEfmt \x10\0\0\0" + fmt + b"data\xff\xff\xff\xff")
         while not stop.is_set():
             stdin.write(second)
+
+
+HANGUP_FIRST = """
+import os, signal
+from edgetag import cli, loading
+load = loading.Loader.load_or_previous
+def hung_up(self):
+    os.kill(os.getpid(), signal.SIGHUP)
+    return load(self)
+loading.Loader.load_or_previous = hung_up
+cli.main()
+"""
+
+
+def test_a_hangup_while_the_first_bundle_is_loaded_is_a_wish(old: Path, tmp_path: Path) -> None:
+    """A reload right after the start does not end the process."""
+    street = tmp_path / "street.wav"
+    soundfile.write(street, np.random.default_rng(0).normal(0, 0.1, 12 * RATE_HZ), RATE_HZ)
+    done = subprocess.run(
+        [sys.executable, "-c", HANGUP_FIRST, "replay", street, "--bundle", old],
+        start_new_session=True,
+        env=os.environ | {"XDG_STATE_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 2
 
 
 def put(bundle: Path, place: Path) -> None:

@@ -78,6 +78,26 @@ def test_installing_the_same_again_mends_a_damaged_copy(store: BundleStore, tmp_
     model(mended)
 
 
+def test_a_pointer_to_nowhere_is_mended_by_an_install(store: BundleStore, tmp_path: Path) -> None:
+    """And one that is no link is told, never taken for an empty store: the starter would hear instead."""
+    store.install(bundle(tmp_path, 0.1)).rename(tmp_path / "gone")
+    assert store.install(bundle(tmp_path, 0.2)) == store.current()
+    assert store.previous() is None
+    (store.root / "current").unlink()
+    (store.root / "current").mkdir()
+    with pytest.raises(BundleError, match="current cannot be read as a link"):
+        store.current()
+
+
+def test_a_damaged_bundle_does_not_push_out_the_last_good_one(store: BundleStore, tmp_path: Path) -> None:
+    """There is no going back to it."""
+    first, damaged = (store.install(bundle(tmp_path, p)) for p in (0.1, 0.2))
+    (damaged / "root.onnx").write_bytes(b"")
+    third = store.install(bundle(tmp_path, 0.3))
+    assert (store.current(), store.previous()) == (third, first)
+    assert store.rollback() == first
+
+
 def test_a_bundle_that_fails_its_checks_changes_nothing(store: BundleStore, tmp_path: Path) -> None:
     """Damaged, or golden windows that differ: the store stays as it was, without a trace of it."""
     good = store.install(bundle(tmp_path, 0.1))
@@ -130,9 +150,14 @@ def test_two_processes_do_not_get_into_each_others_way(store: BundleStore, tmp_p
 
 
 def test_the_service_may_read_what_root_installed(store: BundleStore, tmp_path: Path) -> None:
-    """Folders and files are open to all: there is no secret in a bundle."""
-    folder = store.install(bundle(tmp_path, 0.1))
-    assert folder.stat().st_mode & 0o055 == 0o055
+    """Folders and files are open to all, whatever root's umask: there is no secret in a bundle."""
+    source = bundle(tmp_path, 0.1)
+    before = os.umask(0o077)
+    try:
+        folder = store.install(source)
+    finally:
+        os.umask(before)
+    assert store.root.stat().st_mode & folder.stat().st_mode & 0o055 == 0o055
     assert all(file.stat().st_mode & 0o044 == 0o044 for file in folder.iterdir())
 
 

@@ -1,5 +1,6 @@
 """From a folder to an archive and back, and a signature into either: written whole, or not at all."""
 
+import contextlib
 import os
 import re
 import secrets
@@ -35,12 +36,15 @@ def pack(bundle: Path, out: Path | None = None, *, force: bool = False) -> Path:
     """
     container = open_container(bundle)
     text, manifest = read_manifest(container)
-    if out is None or out.is_dir():
-        out = (out or Path()) / archive_name(manifest)
-    if out.exists() and not force:
-        raise InputError(f"{out} exists; replace it with --force, or give another --out")
-    if out.exists() and not out.is_file():
-        raise InputError(f"{out} is no file that an archive could replace")
+    try:
+        if out is None or out.is_dir():
+            out = (out or Path()) / archive_name(manifest)
+        if out.exists() and not force:
+            raise InputError(f"{out} exists; replace it with --force, or give another --out")
+        if out.exists() and not out.is_file():
+            raise InputError(f"{out} is no file that an archive could replace")
+    except OSError as error:
+        raise OutputError(f"{out} cannot be written ({error.strerror})") from error
     for _ in verify(bundle):
         pass
     _write_archive(out, _contents(container, text, manifest, _signature(container)))
@@ -64,8 +68,9 @@ def unpack(archive: Path, out: Path, public_key: Path | None = None) -> Path:
         OutputError: the folder cannot be written; nothing is left in it.
     """
     container = open_container(archive)
-    if isinstance(container, Folder) and archive.exists():
-        raise InputError(f"{archive} is a folder, not an archive")
+    with contextlib.suppress(OSError):  # reading its manifest says what is wrong
+        if isinstance(container, Folder) and archive.exists():
+            raise InputError(f"{archive} is a folder, not an archive")
     text, manifest = read_manifest(container, public_key)
     existed = _is_empty_folder(out)
     stage = (out if existed else out.parent) / f".unpacking-{secrets.token_hex(4)}"

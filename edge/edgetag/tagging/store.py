@@ -23,13 +23,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from edgetag.contract.errors import InputError, OutputError
+from edgetag.contract.errors import BundleError, InputError, OutputError
 from edgetag.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, SIGNATURE_NAME, Variant
 from edgetag.tagging.bundle import read_file, read_manifest
 from edgetag.tagging.container import open_container
 from edgetag.tagging.tagger import Tagger
 
 CURRENT, PREVIOUS = "current", "previous"
+_OPEN, _READABLE = 0o755, 0o644  # installed by root with whatever umask, read by the service
 
 
 class BundleStore:
@@ -39,11 +40,19 @@ class BundleStore:
         self.root = root
 
     def current(self) -> Path | None:
-        """The folder of the bundle that is to hear; None where none was installed."""
+        """The folder of the bundle that is to hear; None where none was installed.
+
+        Raises:
+            BundleError: it cannot be known.
+        """
         return self._target(CURRENT)
 
     def previous(self) -> Path | None:
-        """The folder of the bundle that heard before; None where there was none."""
+        """The folder of the bundle that heard before; None where there was none.
+
+        Raises:
+            BundleError: it cannot be known.
+        """
         return self._target(PREVIOUS)
 
     def install(self, source: Path, public_key: Path | None = None) -> Path:
@@ -62,7 +71,7 @@ class BundleStore:
         """
         with self._changing():
             incoming = Path(tempfile.mkdtemp(prefix=".incoming-", dir=self.root))
-            incoming.chmod(0o755)  # installed by root, read by the service
+            incoming.chmod(_OPEN)
             try:
                 variants, name = _copy(source, incoming, public_key)
                 for variant in variants:
@@ -75,7 +84,7 @@ class BundleStore:
                 incoming.rename(folder)
             finally:
                 shutil.rmtree(incoming, ignore_errors=True)
-            if is_other:  # a damaged copy is mended, and is nothing to go back to
+            if is_other and before is not None and _passes(before):  # else it is nothing to go back to
                 self._point(PREVIOUS, before)
             self._point(CURRENT, folder)
             self._forget_others()
@@ -104,8 +113,10 @@ class BundleStore:
     def _target(self, pointer: str) -> Path | None:
         try:
             return self.root / (self.root / pointer).readlink().name
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            raise BundleError(f"{self.root / pointer} cannot be read as a link ({error.strerror})") from error
 
     def _point(self, pointer: str, folder: Path | None) -> None:
         """Replace a pointer in one step; None removes it."""
@@ -132,7 +143,9 @@ class BundleStore:
     def _changing(self) -> Iterator[None]:
         """One change at a time, by whatever process."""
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
+            if not self.root.exists():
+                self.root.mkdir(parents=True, exist_ok=True)
+                self.root.chmod(_OPEN)
             with (self.root / ".lock").open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 yield
@@ -157,14 +170,26 @@ def _copy(source: Path, folder: Path, public_key: Path | None) -> tuple[tuple[Va
 def _same(one: Path, other: Path, *names: str) -> bool:
     """Whether two folders hold the same files, byte for byte; of all of them, if no names are given."""
     if not names:
-        names = tuple(sorted(file.name for file in one.iterdir()))
-        if list(names) != sorted(file.name for file in other.iterdir()):
+        names = tuple(sorted(file.name for file in other.iterdir()))
+        try:
+            if list(names) != sorted(file.name for file in one.iterdir()):
+                return False
+        except OSError:  # a pointer to nowhere
             return False
     return filecmp.cmpfiles(one, other, names, shallow=False)[0] == list(names)
 
 
+def _passes(folder: Path) -> bool:
+    try:
+        Tagger.load(folder)
+    except BundleError:
+        return False
+    return True
+
+
 def _write(path: Path, data: bytes) -> None:
     with path.open("wb") as file:
+        os.fchmod(file.fileno(), _READABLE)
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
