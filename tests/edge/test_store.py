@@ -12,6 +12,7 @@ import soundfile
 
 from edgetag import Tagger
 from edgetag.contract.errors import BundleError, InputError, OutputError
+from edgetag.tagging.bundle import starter_path
 from edgetag.tagging.store import BundleStore
 from fakes_bundle import write_bundle
 
@@ -118,6 +119,11 @@ def test_a_previous_bundle_that_was_damaged_is_not_gone_back_to(store: BundleSto
     with pytest.raises(BundleError, match="truncated"):
         store.rollback()
     assert store.current() == second
+    starter = store.install(starter_path())
+    store.install(bundle(tmp_path, 0.3))
+    (starter / "root.fp32.onnx").write_bytes(b"")  # of the variant that is not loaded unasked
+    with pytest.raises(BundleError, match="truncated"):
+        store.rollback()
 
 
 def test_what_a_crash_left_behind_is_swept_up(store: BundleStore, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from edgetag.contract.errors import BundleError, InputError, OutputError
-from edgetag.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, SIGNATURE_NAME, Variant
+from edgetag.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, SIGNATURE_NAME
 from edgetag.tagging.bundle import read_file, read_manifest
 from edgetag.tagging.container import open_container
 from edgetag.tagging.tagger import Tagger
@@ -73,9 +73,8 @@ class BundleStore:
             incoming = Path(tempfile.mkdtemp(prefix=".incoming-", dir=self.root))
             incoming.chmod(_OPEN)
             try:
-                variants, name = _copy(source, incoming, public_key)
-                for variant in variants:
-                    Tagger.load(incoming, variant, public_key=public_key)
+                name = _copy(source, incoming, public_key)
+                _check(incoming, public_key)
                 before = self.current()
                 if before is not None and _same(before, incoming):
                     return before
@@ -105,7 +104,7 @@ class BundleStore:
             before, folder = self.current(), self.previous()
             if folder is None:
                 raise InputError(f"{self.root} keeps no earlier bundle to go back to")
-            Tagger.load(folder, public_key=public_key)
+            _check(folder, public_key)
             self._point(CURRENT, folder)
             self._point(PREVIOUS, before)
             return folder
@@ -154,8 +153,8 @@ class BundleStore:
             raise OutputError(f"{where} cannot be written ({error.strerror or error})") from error
 
 
-def _copy(source: Path, folder: Path, public_key: Path | None) -> tuple[tuple[Variant, ...], str]:
-    """Copy a bundle's own files and no others; the variants it has, and what to call its folder."""
+def _copy(source: Path, folder: Path, public_key: Path | None) -> str:
+    """Copy a bundle's own files and no others; what to call its folder."""
     container = open_container(source)
     text, manifest = read_manifest(container, public_key)
     _write(folder / MANIFEST_NAME, text)
@@ -164,7 +163,7 @@ def _copy(source: Path, folder: Path, public_key: Path | None) -> tuple[tuple[Va
     for file in manifest.files.values():
         _write(folder / file.file, read_file(container, file))
     _sync(folder)
-    return manifest.variants, f"{manifest.name}-{hashlib.sha256(text).hexdigest()[:12]}"
+    return f"{manifest.name}-{hashlib.sha256(text).hexdigest()[:12]}"
 
 
 def _same(one: Path, other: Path, *names: str) -> bool:
@@ -179,9 +178,15 @@ def _same(one: Path, other: Path, *names: str) -> bool:
     return filecmp.cmpfiles(one, other, names, shallow=False)[0] == list(names)
 
 
+def _check(folder: Path, public_key: Path | None = None) -> None:
+    """Load every variant, each with its self-test."""
+    for variant in read_manifest(open_container(folder), public_key)[1].variants:
+        Tagger.load(folder, variant, public_key=public_key)
+
+
 def _passes(folder: Path) -> bool:
     try:
-        Tagger.load(folder)
+        _check(folder)
     except BundleError:
         return False
     return True
