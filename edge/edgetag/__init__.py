@@ -3,6 +3,7 @@
 `Tagger` is the public Python API; `edgetag --help` the command line.
 """
 
+import os
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,10 @@ if TYPE_CHECKING:
 __all__ = ["Tagger", "__version__"]
 
 __version__ = version("edgetag")
+
+# ONNX Runtime reads it when it is imported. Otherwise it keeps a database of events in the home directory, and
+# it knows a collector's address. A sensor sends nobody anything but its own messages.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 
 def __getattr__(name: str) -> object:

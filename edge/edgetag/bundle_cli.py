@@ -193,7 +193,7 @@ def _store() -> "BundleStore":
 
 
 def _hears_next(folder: Path) -> str:
-    return f"{folder.name} hears next; a running edgetag takes it on SIGHUP (systemctl reload edgetag)"
+    return f"{folder} hears next; a running edgetag takes it on SIGHUP (systemctl reload edgetag)"
 
 
 def _passphrase(prompt: str, *, new: bool = False) -> bytes:
