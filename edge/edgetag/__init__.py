@@ -14,8 +14,8 @@ __all__ = ["Tagger", "__version__"]
 
 __version__ = version("edgetag")
 
-# ONNX Runtime reads it when it is imported. Otherwise it keeps a database of events in the home directory, and
-# it knows a collector's address. A sensor sends nobody anything but its own messages.
+# ONNX Runtime reads it when it is imported. Otherwise it keeps a database of events at home, and it knows a
+# collector's address. A sensor sends nobody anything but its own messages.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 
