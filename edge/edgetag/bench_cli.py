@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgetag.terminal import print_text
+from edgetag.terminal import print_rendered, print_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -35,28 +35,21 @@ def bench(
     """
     import msgspec
 
+    from edgetag.contract.manifest import model_id
     from edgetag.state import state_directory
     from edgetag.tagging import choice
-    from edgetag.tagging.bundle import starter_path
-    from edgetag.tagging.store import BundleStore
+    from edgetag.tagging.store import store_in
 
     state = state_directory()
-    path = bundle or BundleStore(state / "bundles").current() or starter_path()
+    path = bundle or store_in(state).current_or_starter()
     finding = choice.bench(path, threads=threads, public_key=public_key, seconds=SECONDS)
     if len(finding.costs) > 1:
         choice.keep(state, finding)
     if as_json:
         print_text(msgspec.json.encode(finding).decode())
-        return
-    from rich.console import Console
-
-    console = Console(highlight=False, markup=False)
-    with console.capture() as capture:
-        console.print(str(finding.machine))
-        console.print(f"{finding.bundle}@sha256:{finding.sha256[:12]}, medians of {finding.windows} windows")
-        console.print(_table(finding))
-        console.print(_verdict(finding))
-    print_text("\n".join(line.rstrip() for line in capture.get().splitlines()))
+    else:
+        what = f"{model_id(finding.bundle, finding.sha256)}, medians of {finding.windows} windows"
+        print_rendered(str(finding.machine), what, _table(finding), _verdict(finding))
 
 
 def _table(finding: "Finding") -> "Table":

@@ -1,6 +1,5 @@
 """`edgetag bundle …`: look at bundles, check, pack and sign them. Heavy imports happen in the command."""
 
-import io
 import os
 import sys
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgetag.contract.errors import InputError
-from edgetag.terminal import print_text
+from edgetag.terminal import print_rendered, print_text
 
 if TYPE_CHECKING:
     from edgetag.tagging.store import BundleStore
@@ -46,27 +45,18 @@ def inspect(
     """
     import hashlib
 
-    from edgetag.contract.manifest import SIGNATURE_NAME
     from edgetag.tagging.bundle import read_manifest, starter_path
     from edgetag.tagging.card import Card
     from edgetag.tagging.container import open_container
+    from edgetag.tagging.signature import signature_state
 
     container = open_container(bundle or starter_path())
     text, manifest = read_manifest(container, public_key)
-    signature = "not checked, no key given" if SIGNATURE_NAME in container.names() else "none"
-    if public_key is not None:
-        signature = f"valid for {public_key}"
-    card = Card(manifest, hashlib.sha256(text).hexdigest(), signature)
+    card = Card(manifest, hashlib.sha256(text).hexdigest(), signature_state(container, public_key))
     if as_json:
         print_text(card.json())
-        return
-    from rich.console import Console
-
-    is_terminal = sys.stdout is not None and sys.stdout.isatty()
-    console = Console(file=io.StringIO(), force_terminal=is_terminal, width=Console().width, highlight=False)
-    with console.capture() as capture:
-        console.print(card)
-    print_text("\n".join(line.rstrip() for line in capture.get().splitlines()))
+    else:
+        print_rendered(card)
 
 
 @app.command()
@@ -187,9 +177,9 @@ def rollback(public_key: PublicKey = None) -> None:
 
 def _store() -> "BundleStore":
     from edgetag.state import state_directory
-    from edgetag.tagging.store import BundleStore
+    from edgetag.tagging.store import store_in
 
-    return BundleStore(state_directory() / "bundles")
+    return store_in(state_directory())
 
 
 def _hears_next(folder: Path) -> str:

@@ -7,9 +7,8 @@ import structlog
 
 from edgetag.config import Settings
 from edgetag.contract.errors import BundleError
-from edgetag.tagging.bundle import starter_path
 from edgetag.tagging.choice import choose_variant
-from edgetag.tagging.store import BundleStore
+from edgetag.tagging.store import store_in
 from edgetag.tagging.tagger import Tagger
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger("edgetag.bundle")
@@ -26,7 +25,7 @@ class Loader:
     def __init__(self, settings: Callable[[], Settings], state: Path) -> None:
         self._settings = settings
         self._state = state
-        self._store = BundleStore(state / "bundles")
+        self._store = store_in(state)
 
     def load(self) -> Tagger:
         """What is asked for now, checked whole.
@@ -49,13 +48,12 @@ class Loader:
             InputError: the settings or the public key cannot be read.
         """
         settings = self._settings()
-        if settings.bundle.path is not None:
-            return self._load(settings, Path(settings.bundle.path)), ""
-        path, previous = self._asked_for(settings), self._store.previous()
         try:
-            return self._load(settings, path), ""
+            return self._load(settings, self._asked_for(settings)), ""
         except BundleError as error:
-            if path != self._store.current() or previous is None:
+            is_installed = settings.bundle.path is None and self._store.current() is not None
+            previous = self._store.previous() if is_installed else None
+            if previous is None:
                 raise
             _log.error("bundle.refused", reason=str(error), instead=str(previous))
             return self._load(settings, previous), str(error)
@@ -63,7 +61,7 @@ class Loader:
     def _asked_for(self, settings: Settings) -> Path:
         if settings.bundle.path is not None:
             return Path(settings.bundle.path)
-        return self._store.current() or starter_path()
+        return self._store.current_or_starter()
 
     def _load(self, settings: Settings, path: Path) -> Tagger:
         runtime = settings.runtime

@@ -1,11 +1,16 @@
 """Text on stdout for people and pipes: whoever reads may have had enough, or there is nobody to print to."""
 
+import io
 import os
 import sys
+from typing import TYPE_CHECKING
 
 import typer
 
 from edgetag.contract.errors import OutputError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 
 def print_text(text: str) -> None:
@@ -26,6 +31,28 @@ def print_text(text: str) -> None:
     except OSError as error:
         forget_unwritable_stdout()
         raise OutputError(f"stdout cannot be written ({error.strerror})") from error
+
+
+def print_rendered(*parts: "RenderableType") -> None:
+    """Print tables and text, with colours on a terminal only. Strings are shown as they are.
+
+    Raises:
+        OutputError: stdout cannot be written.
+    """
+    from rich.console import Console
+
+    is_terminal = sys.stdout is not None and sys.stdout.isatty()
+    console = Console(
+        file=io.StringIO(),
+        force_terminal=is_terminal,
+        width=Console().width,
+        highlight=False,
+        markup=False,
+    )
+    with console.capture() as capture:
+        for part in parts:
+            console.print(part)
+    print_text("\n".join(line.rstrip() for line in capture.get().splitlines()))
 
 
 def forget_unwritable_stdout() -> None:

@@ -18,6 +18,7 @@ from edgetag.cli import main
 from edgetag.tagging.bundle import read_manifest, starter_path
 from edgetag.tagging.container import open_container
 from fakes_bundle import edit_manifest, write_bundle
+from fakes_cli import refused
 
 ROOT_37 = [0.9] + [0.1] * 36
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -49,15 +50,6 @@ def edgetag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
         return subprocess.CompletedProcess(command, code, stdout, stderr)
 
     return run
-
-
-def refused(done: subprocess.CompletedProcess[str], code: int, *sentence: str) -> None:
-    """One sentence on stderr, the documented exit code, no traceback."""
-    assert done.returncode == code, done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-    assert done.stderr.startswith("edgetag: ")
-    for part in sentence:
-        assert part in done.stderr
 
 
 def folded(text: str) -> str:

@@ -18,6 +18,7 @@ from jsonschema import Draft202012Validator
 
 from edgetag.contract.event import json_schema
 from fakes_bundle import write_bundle
+from fakes_cli import refused
 
 VALIDATOR = Draft202012Validator(json_schema("tags"))
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -53,15 +54,6 @@ def street(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("audio") / "street.wav"
     soundfile.write(path, noise(20), 44_100)
     return path
-
-
-def refused(done: subprocess.CompletedProcess[str], code: int, *sentence: str) -> None:
-    """One sentence on stderr, the documented exit code, no traceback."""
-    assert done.returncode == code, done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-    assert done.stderr.startswith("edgetag: ")
-    for part in sentence:
-        assert part in done.stderr
 
 
 def test_json_lines(edgetag: Run, street: Path) -> None:

@@ -1,16 +1,14 @@
 """The README's commands are run as they stand."""
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from edgetag.tagging.store import BundleStore
 from fakes_bundle import write_bundle
+from fakes_cli import run_python
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -33,14 +31,6 @@ def test_bundles(tmp_path: Path) -> None:
         *("inspect", "verify", "pack", "keygen", "sign", "install", "rollback")
     }
     for line in found:
-        done = subprocess.run(
-            [sys.executable, "-m", *line],
-            cwd=tmp_path,
-            env=os.environ | {"STATE_DIRECTORY": str(tmp_path / "state")},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        done = run_python("-m", *line, state=tmp_path / "state", cwd=tmp_path)
         assert (done.returncode, done.stderr) == (0, ""), line
         assert done.stdout

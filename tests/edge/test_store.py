@@ -15,6 +15,7 @@ from edgetag.contract.errors import BundleError, InputError, OutputError
 from edgetag.tagging.bundle import starter_path
 from edgetag.tagging.store import BundleStore
 from fakes_bundle import write_bundle
+from fakes_cli import run_python
 
 
 @pytest.fixture
@@ -171,14 +172,7 @@ def test_the_service_may_read_what_root_installed(store: BundleStore, tmp_path: 
 
 
 def edgetag(state: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "edgetag", *map(str, arguments)],
-        env=os.environ | {"STATE_DIRECTORY": str(state)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    return run_python("-m", "edgetag", *arguments, state=state)
 
 
 def heard(state: Path, street: Path) -> float:

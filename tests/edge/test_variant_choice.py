@@ -22,6 +22,7 @@ from edgetag.tagging.choice import FINDINGS_NAME, MAX_FINDINGS, choose_variant, 
 from edgetag.tagging.machine import Machine, available_bytes, cpu_model, int8_instructions
 from edgetag.tagging.measure import MIN_WINDOWS, Cost, Measurement, Window, faster, measure, summary
 from fakes_bundle import edit_manifest, file_entry, write_bundle
+from fakes_cli import run_python
 
 BOTH: tuple[Variant, ...] = ("fp32", "int8")
 
@@ -369,14 +370,7 @@ def test_the_state_directory() -> None:
 def bench(state: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     """`edgetag bench …` without the patience."""
     code = "import edgetag.bench_cli as b, edgetag.cli as c; b.SECONDS = 0; c.main()"
-    return subprocess.run(
-        [sys.executable, "-c", code, "bench", *map(str, arguments)],
-        env=os.environ | {"STATE_DIRECTORY": str(state)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    return run_python("-c", code, "bench", *arguments, state=state)
 
 
 def test_bench_tells_and_keeps_what_it_found(bundle: Path, state: Path) -> None:

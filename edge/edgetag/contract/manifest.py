@@ -24,6 +24,7 @@ SIGNATURE_BYTES = 64  # Ed25519
 MAX_MANIFEST_BYTES = 2**20
 MAX_FILE_BYTES = 2**31 - 1  # what an ONNX file can have
 MAX_FILES = 64
+DEFAULT_THRESHOLD = 0.5
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+ -]{0,254}")
 """A file's name that is one on every system and in every archive."""
 
@@ -156,6 +157,24 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return nets if self.embedding is None else nets | {"embedding": self.embedding.variants}
 
     @property
+    def outputs(self) -> dict[str, int]:
+        """How many tags `root`, `branch-1`, … tell."""
+        return {"root": self.root.outputs} | {f"branch-{id}": n.outputs for id, n in self.branches.items()}
+
+    @property
+    def fine_ids(self) -> list[str]:
+        """Fine tags the bundle can tell: all, unless the root is coarse only."""
+        if self.root.outputs == len(self.taxonomy.ids):
+            return list(self.taxonomy.fine_ids)
+        told = [c for c in self.taxonomy.categories if c.single or c.id in self.branches]
+        return [tag.id for category in told for tag in category.fine]
+
+    @property
+    def all_thresholds(self) -> dict[str, float]:
+        """Every tag's threshold, those that are not stated filled in."""
+        return {id: self.thresholds.get(id, DEFAULT_THRESHOLD) for id in self.taxonomy.ids}
+
+    @property
     def variants(self) -> tuple[Variant, ...]:
         """The variants that every net of the bundle has."""
         return tuple(v for v in VARIANTS if all(v in variants for variants in self.nets.values()))
@@ -204,3 +223,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise BundleError(
                 f"fusion is {self.fusion!r} but the embedding is {self.embedding and self.embedding.kind}"
             )
+
+
+def model_id(name: str, sha256: str) -> str:
+    """How events name a bundle.
+
+    >>> model_id("starter", "0123456789abcdef")
+    'starter@sha256:0123456789ab'
+    """
+    return f"{name}@sha256:{sha256[:12]}"

@@ -30,6 +30,7 @@ from edgetag.contract.manifest import (
     File,
     Manifest,
     Variant,
+    model_id,
 )
 from edgetag.contract.strict_yaml import load_yaml
 from edgetag.tagging.container import Archive, Container, open_container
@@ -137,8 +138,8 @@ class Bundle:
 
     @property
     def model(self) -> str:
-        """How events name it: `starter@sha256:` and the first twelve digits of the manifest's hash."""
-        return f"{self.manifest.name}@sha256:{self.sha256[:12]}"
+        """How events name it."""
+        return model_id(self.manifest.name, self.sha256)
 
 
 def starter_path() -> Path:
@@ -274,8 +275,7 @@ def _check(net: OnnxNet, name: str, inputs: Mapping[str, Shape], output: str, sh
 
 def _golden(container: Container, manifest: Manifest, variant: Variant) -> Golden:
     data = read_file(container, manifest.golden)
-    nets = {"root": manifest.root, **{f"branch-{id}": net for id, net in manifest.branches.items()}}
-    names = {name: f"{name}_{variant}" for name in nets}
+    names = {name: f"{name}_{variant}" for name in manifest.outputs}
     try:
         arrays = read_npz(
             data, {"pcm": np.int16} | dict.fromkeys(names.values(), np.float32), MAX_GOLDEN_BYTES
@@ -288,10 +288,10 @@ def _golden(container: Container, manifest: Manifest, variant: Variant) -> Golde
     pcm = golden.pcm
     if pcm.ndim != 2 or pcm.shape[1] != WINDOW_SAMPLES or len(pcm) == 0:
         raise BundleError(f"the golden windows are {pcm.shape}, not (k, {WINDOW_SAMPLES})")
-    for name, net in nets.items():
-        if golden.expected[name].shape != (len(pcm), net.outputs):
+    for name, n_outputs in manifest.outputs.items():
+        if golden.expected[name].shape != (len(pcm), n_outputs):
             raise BundleError(
-                f"the golden {name} is {golden.expected[name].shape}, not ({len(pcm)}, {net.outputs})"
+                f"the golden {name} is {golden.expected[name].shape}, not ({len(pcm)}, {n_outputs})"
             )
     return golden
 

@@ -13,13 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from edgetag.contract.errors import printable
-from edgetag.contract.manifest import Manifest, Parity, Variant
-from edgetag.contract.taxonomy import Category
+from edgetag.contract.manifest import Manifest, Parity, Variant, model_id
 
 SHOWN_CHARACTERS = 400
 """A list longer than this is cut short on the card; the JSON has all of it."""
 _DIGITS = 12  # of a hash
-_DEFAULT_THRESHOLD = 0.5
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class Card:
     @property
     def model(self) -> str:
         """As events name it."""
-        return f"{self.manifest.name}@sha256:{self.sha256[:_DIGITS]}"
+        return model_id(self.manifest.name, self.sha256)
 
     def json(self) -> str:
         """Everything the manifest states, with `model`, `sha256` and `signature`; ASCII, indented."""
@@ -63,25 +61,18 @@ class Card:
 
 
 def _hears(manifest: Manifest) -> Table:
-    table = _grid(no_wrap=3)
+    table, fine_ids = _grid(no_wrap=3), manifest.fine_ids
     for category in manifest.taxonomy.categories:
         net = "branch" if category.id in manifest.branches else "root"
         fine = ", ".join(tag.name for tag in category.fine)
-        told = fine if _is_told(manifest, category) else "not told apart"
+        told = fine if category.fine[0].id in fine_ids else "not told apart"
         table.add_row(_text(category.id, "dim"), _text(category.name), _text(net, "dim"), _text(told))
     return table
 
 
-def _is_told(manifest: Manifest, category: Category) -> bool:
-    is_fine = manifest.root.outputs == len(manifest.taxonomy.ids)
-    return is_fine or category.single is not None or category.id in manifest.branches
-
-
 def _nets(manifest: Manifest) -> Table:
     table = _grid(no_wrap=5)
-    outputs = {"root": manifest.root.outputs} | {
-        f"branch-{id}": n.outputs for id, n in manifest.branches.items()
-    }
+    outputs = manifest.outputs
     totals: dict[Variant, int] = {}
     for name, variants in manifest.nets.items():
         for variant, file in variants.items():
@@ -116,10 +107,8 @@ def _besides(card: Card) -> Iterator[tuple[str, str]]:
 
 def _thresholds(manifest: Manifest) -> str:
     tags_at: dict[float, list[str]] = {}
-    taxonomy = manifest.taxonomy
-    for id in taxonomy.ids:
-        threshold = manifest.thresholds.get(id, _DEFAULT_THRESHOLD)
-        tags_at.setdefault(threshold, []).append(taxonomy.tags[id].name)
+    for id, threshold in manifest.all_thresholds.items():
+        tags_at.setdefault(threshold, []).append(manifest.taxonomy.tags[id].name)
     usual = max(tags_at, key=lambda threshold: len(tags_at[threshold]))
     others = (f"{value:g} for {', '.join(tags)}" for value, tags in sorted(tags_at.items()) if value != usual)
     return f"{usual:g} for every tag" if len(tags_at) == 1 else f"{usual:g}, but {'; '.join(others)}"

@@ -5,10 +5,8 @@ is measured, and `<state>/bench.json` keeps what was found, to be read by people
 more (another processor, bundle, runtime or number of threads, a damaged file) is measured anew.
 """
 
-import contextlib
 import hashlib
 import os
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +18,7 @@ import structlog
 from edgetag.contract.errors import BundleError, EdgetagError
 from edgetag.contract.event import timestamp
 from edgetag.contract.manifest import Manifest, Variant
+from edgetag.tagging.atomic import replacing
 from edgetag.tagging.bundle import read_manifest
 from edgetag.tagging.container import open_container, read_plain_file
 from edgetag.tagging.machine import Machine, available_bytes, this_machine
@@ -157,7 +156,9 @@ def keep(state: Path, finding: Finding) -> None:
     findings = _Findings("edgetag.bench/1", [*others, finding][-MAX_FINDINGS:])
     try:
         state.mkdir(parents=True, exist_ok=True)
-        _replace(state / FINDINGS_NAME, msgspec.json.format(msgspec.json.encode(findings)) + b"\n")
+        with replacing(state / FINDINGS_NAME) as stream:
+            os.fchmod(stream.fileno(), 0o644)
+            stream.write(msgspec.json.format(msgspec.json.encode(findings)) + b"\n")
     except OSError as error:
         _log.warning("bench.not_kept", file=str(state / FINDINGS_NAME), reason=error.strerror or str(error))
 
@@ -186,20 +187,3 @@ def _fits(manifest: Manifest) -> bool:
     available = available_bytes()
     needed = _PROCESS_BYTES + _BYTES_PER_FILE_BYTE * sum(file.size for file in manifest.files.values())
     return available is None or needed <= available
-
-
-def _replace(file: Path, data: bytes) -> None:
-    """Write a file in one step: a loss of power leaves the old one or the new one."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{file.name}-", dir=file.parent)
-    new = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        new.chmod(0o644)
-        new.replace(file)
-    except OSError:
-        with contextlib.suppress(OSError):
-            new.unlink()
-        raise

@@ -1,7 +1,6 @@
 """From a folder to an archive and back, and a signature into either: written whole, or not at all."""
 
 import contextlib
-import os
 import re
 import secrets
 import shutil
@@ -13,6 +12,7 @@ from typing import BinaryIO
 from edgetag.contract.errors import InputError, OutputError
 from edgetag.contract.manifest import MANIFEST_NAME, SIGNATURE_BYTES, SIGNATURE_NAME, Manifest
 from edgetag.tagging.archive import ArchiveError, ArchiveWriter, packing_order
+from edgetag.tagging.atomic import replacing
 from edgetag.tagging.bundle import read_file, read_manifest
 from edgetag.tagging.container import Archive, Container, Folder, open_container
 from edgetag.tagging.verification import verify
@@ -47,7 +47,7 @@ def pack(bundle: Path, out: Path | None = None, *, force: bool = False) -> Path:
         raise OutputError(f"{out} cannot be written ({error.strerror})") from error
     for _ in verify(bundle):
         pass
-    _write_archive(out, _contents(container, text, manifest, _signature(container)))
+    _write_archive(out, contents(container, text, manifest, signature_of(container)))
     return out
 
 
@@ -77,7 +77,7 @@ def unpack(archive: Path, out: Path, public_key: Path | None = None) -> Path:
     names: list[str] = []
     try:
         stage.mkdir()
-        for name, content in _contents(container, text, manifest, _signature(container)):
+        for name, content in contents(container, text, manifest, signature_of(container)):
             (stage / name).write_bytes(content)
             names.append(name)
         if existed:
@@ -108,7 +108,7 @@ def put_signature(bundle: Path, sign: Callable[[bytes], bytes]) -> None:
         read_file(container, file)
     signature = sign(text)
     if isinstance(container, Archive):
-        _write_archive(bundle.resolve(), _contents(container, text, manifest, signature))
+        _write_archive(bundle.resolve(), contents(container, text, manifest, signature))
     else:
         with _replacing(bundle / SIGNATURE_NAME) as stream:
             stream.write(signature)
@@ -120,7 +120,7 @@ def archive_name(manifest: Manifest) -> str:
     return f"{manifest.name}-{version}.zip"
 
 
-def _contents(
+def contents(
     container: Container, text: bytes, manifest: Manifest, signature: bytes | None
 ) -> Iterator[tuple[str, bytes]]:
     """Names and contents in packing order: the manifest as it was read, every file checked against it."""
@@ -132,7 +132,8 @@ def _contents(
         yield name, read_file(container, files[name])
 
 
-def _signature(container: Container) -> bytes | None:
+def signature_of(container: Container) -> bytes | None:
+    """A bundle's signature, unchecked, if it has one."""
     if SIGNATURE_NAME not in container.names():
         return None
     return container.read(SIGNATURE_NAME, SIGNATURE_BYTES)
@@ -151,17 +152,9 @@ def _write_archive(out: Path, contents: Iterator[tuple[str, bytes]]) -> None:
 
 @contextmanager
 def _replacing(file: Path) -> Iterator[BinaryIO]:
-    """A stream whose content becomes `file` in one step when the block ends without an error."""
-    new = file.with_name(f".{secrets.token_hex(8)}")
     try:
-        try:
-            with new.open("xb") as stream:
-                yield stream
-                stream.flush()
-                os.fsync(stream.fileno())
-            new.replace(file)
-        finally:
-            new.unlink(missing_ok=True)
+        with replacing(file) as stream:
+            yield stream
     except OSError as error:
         raise OutputError(f"{file} cannot be written ({error.strerror})") from error
 

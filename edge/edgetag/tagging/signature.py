@@ -44,6 +44,13 @@ def check_signature(container: Container, manifest: bytes, public_key: Path) -> 
         )
 
 
+def signature_state(container: Container, public_key: Path | None) -> str:
+    """In words, of a bundle whose manifest was read with this key (`read_manifest`)."""
+    if public_key is not None:
+        return f"valid for {public_key}"
+    return "not checked, no key given" if SIGNATURE_NAME in container.names() else "none"
+
+
 def is_valid(manifest: bytes, signature: bytes, key: "Ed25519PublicKey") -> bool:
     """Whether `signature` is the key's over `manifest`."""
     from cryptography.exceptions import InvalidSignature

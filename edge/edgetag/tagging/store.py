@@ -2,10 +2,10 @@
 
 ```
 <state>/bundles/
-  starter-2026.11.22-0123456789ab/    bundle.yaml, nets, golden.npz
-  starter-2026.12.24-ba9876543210/
-  current  -> starter-2026.12.24-ba9876543210
-  previous -> starter-2026.11.22-0123456789ab
+  starter-0123456789ab/    bundle.yaml, nets, golden.npz
+  starter-ba9876543210/
+  current  -> starter-ba9876543210
+  previous -> starter-0123456789ab
 ```
 
 A bundle is copied in, checked whole where it will be read from, and only then pointed at; each pointer is
@@ -24,9 +24,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from edgetag.contract.errors import BundleError, InputError, OutputError
-from edgetag.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, SIGNATURE_NAME
-from edgetag.tagging.bundle import read_file, read_manifest
+from edgetag.contract.manifest import MANIFEST_NAME
+from edgetag.tagging.bundle import read_manifest, starter_path
 from edgetag.tagging.container import open_container
+from edgetag.tagging.packing import contents, signature_of
 from edgetag.tagging.tagger import Tagger
 
 CURRENT, PREVIOUS = "current", "previous"
@@ -46,6 +47,14 @@ class BundleStore:
             BundleError: it cannot be known.
         """
         return self._target(CURRENT)
+
+    def current_or_starter(self) -> Path:
+        """The folder of the bundle that is to hear: the one that ships, where none was installed.
+
+        Raises:
+            BundleError: it cannot be known.
+        """
+        return self.current() or starter_path()
 
     def previous(self) -> Path | None:
         """The folder of the bundle that heard before; None where there was none.
@@ -153,15 +162,17 @@ class BundleStore:
             raise OutputError(f"{where} cannot be written ({error.strerror or error})") from error
 
 
+def store_in(state: Path) -> BundleStore:
+    """The store of a state directory."""
+    return BundleStore(state / "bundles")
+
+
 def _copy(source: Path, folder: Path, public_key: Path | None) -> str:
     """Copy a bundle's own files and no others; what to call its folder."""
     container = open_container(source)
     text, manifest = read_manifest(container, public_key)
-    _write(folder / MANIFEST_NAME, text)
-    if SIGNATURE_NAME in container.names():
-        _write(folder / SIGNATURE_NAME, container.read(SIGNATURE_NAME, MAX_MANIFEST_BYTES))
-    for file in manifest.files.values():
-        _write(folder / file.file, read_file(container, file))
+    for name, content in contents(container, text, manifest, signature_of(container)):
+        _write(folder / name, content)
     _sync(folder)
     return f"{manifest.name}-{hashlib.sha256(text).hexdigest()[:12]}"
 

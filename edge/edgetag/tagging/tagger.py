@@ -63,7 +63,7 @@ class Tagger:
         self.bundle = bundle
         manifest = bundle.manifest
         self.taxonomy = manifest.taxonomy
-        self.thresholds = {id: manifest.thresholds.get(id, 0.5) for id in self.taxonomy.ids}
+        self.thresholds = manifest.all_thresholds
         self._logmel = LogMel()
         self._logmel_buffer = np.empty(LOGMEL_SHAPE, np.float32)
         self._level = LevelMeter()
@@ -144,7 +144,8 @@ class Tagger:
         if valid < MIN_VALID:
             return Analysis("too_little_audio", level, {}, {}, [], [])
         if is_silent(samples):
-            coarse, fine = dict.fromkeys(self.taxonomy.coarse_ids, 0.0), dict.fromkeys(self._fine_ids(), 0.0)
+            coarse = dict.fromkeys(self.taxonomy.coarse_ids, 0.0)
+            fine = dict.fromkeys(self.bundle.manifest.fine_ids, 0.0)
             return Analysis("silent", level, coarse, fine, [], [])
         features = self.features(samples)
         found = run_cascade(
@@ -178,13 +179,6 @@ class Tagger:
         if self._embedder is not None:
             features[EMBEDDING_INPUT] = self._embedder(samples)
         return features
-
-    def _fine_ids(self) -> list[str]:
-        """Fine tags this bundle can tell: all, unless the root is coarse only."""
-        if self.bundle.manifest.root.outputs == len(self.taxonomy.ids):
-            return list(self.taxonomy.fine_ids)
-        told = [c for c in self.taxonomy.categories if c.single or c.id in self.bundle.branches]
-        return [tag.id for category in told for tag in category.fine]
 
     def _self_test(self) -> dict[str, float]:
         """Run every net on the golden windows: its largest difference from what it said when it was made.

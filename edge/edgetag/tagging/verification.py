@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgetag.contract.errors import BundleError
-from edgetag.contract.manifest import MANIFEST_NAME, SIGNATURE_NAME
+from edgetag.contract.manifest import MANIFEST_NAME, model_id
 from edgetag.tagging.bundle import load_bundle, read_file, read_manifest, refuse_unstated
-from edgetag.tagging.container import Container, open_container
+from edgetag.tagging.container import open_container
+from edgetag.tagging.signature import signature_state
 from edgetag.tagging.tagger import Tagger
 
 
@@ -34,8 +35,8 @@ def verify(bundle: Path, public_key: Path | None = None) -> Iterator[Check]:
     container = open_container(bundle)
     text, manifest = read_manifest(container, public_key)
     sha256 = hashlib.sha256(text).hexdigest()
-    yield Check("signature", _signature(container, public_key))
-    yield Check(MANIFEST_NAME, f"{manifest.name}@sha256:{sha256[:12]}, {len(manifest.taxonomy.ids)} tags")
+    yield Check("signature", signature_state(container, public_key))
+    yield Check(MANIFEST_NAME, f"{model_id(manifest.name, sha256)}, {len(manifest.taxonomy.ids)} tags")
     for file in manifest.files.values():
         read_file(container, file)
         yield Check(file.file, f"{file.size:,} bytes, sha256 {file.sha256[:12]}")
@@ -54,12 +55,6 @@ def verify(bundle: Path, public_key: Path | None = None) -> Iterator[Check]:
     for name, files in manifest.nets.items():
         for unused in files.keys() - set(manifest.variants):
             yield Check(f"{unused} {name}", "never loaded: not every net has this variant")
-
-
-def _signature(container: Container, public_key: Path | None) -> str:
-    if public_key is not None:
-        return f"valid for {public_key}"
-    return "not checked, no key given" if SIGNATURE_NAME in container.names() else "none"
 
 
 def _windows(n: int) -> str:
