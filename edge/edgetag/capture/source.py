@@ -21,11 +21,13 @@ class Block:
 
     `first_frame` is the absolute index of the first one, at the source's rate. When it lies beyond the end
     of the block before (or beyond 0, for the first block), the frames between were lost.
-    `frames` is float32 of shape [n_frames, n_channels], full scale ±1.
+    `frames` is float32 of shape [n_frames, n_channels], full scale ±1. `read_s` is when a device had
+    delivered the last of them, by the monotonic clock; None for recordings.
     """
 
     first_frame: int
     frames: NDArray[np.float32]
+    read_s: float | None = None
 
 
 class DamagedAudio(InputError):  # noqa: N818 - it names what was found

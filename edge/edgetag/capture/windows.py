@@ -39,8 +39,9 @@ class Window:
     `start_sample` is absolute, at 44.1 kHz. `samples`, float32 [441000], is the window's own copy: the
     consumer may keep it. `valid` is the share of the window that is real, finite audio (the rest is zero),
     `clipped` the share of that audio at full scale in any channel, both counted in the source's frames;
-    `overruns` is the number of gaps it touches. `rate_hz` is the source's. `delivered_s` is the clock's
-    reading when the block that completed the window arrived.
+    `overruns` is the number of gaps it touches, `lost` where audio is missing from it: half-open ranges of
+    its samples, in order, as many as there are. `rate_hz` is the source's. `delivered_s` is
+    when the block that completed the window was read, or else arrived here, by the monotonic clock.
     """
 
     start_sample: int
@@ -50,6 +51,7 @@ class Window:
     clipped: float
     rate_hz: int
     delivered_s: float
+    lost: tuple[tuple[int, int], ...] = ()
 
 
 class Windower:
@@ -94,7 +96,7 @@ class Windower:
         self._check(block)
         if len(block.frames) == 0:
             return []
-        self._delivered_s = self._clock()
+        self._delivered_s = self._clock() if block.read_s is None else block.read_s
         windows = self._cross_gap(block.first_frame) if block.first_frame > self._flags.end else []
         for start in range(0, len(block.frames), self.rate_hz):
             windows += self._take(block.frames[start : start + self.rate_hz])
@@ -189,21 +191,30 @@ class Windower:
         """The window at `start_sample`, or none when it holds no real audio."""
         end_sample = start_sample + self.window_samples
         first, end = self._frame_at(start_sample), self._frame_at(end_sample)
-        flags = self._flags.read(first, min(end, self._flags.end))
-        n_real = int(np.count_nonzero(flags & _REAL))
+        flags = np.zeros(end - first, np.uint8)  # beyond the stream's end there is nothing
+        flags[: self._flags.end - first] = self._flags.read(first, min(end, self._flags.end))
+        real = (flags & _REAL).astype(bool)
+        n_real = int(np.count_nonzero(real))
         if n_real == 0:
             return []
         return [
             Window(
                 start_sample=start_sample,
                 samples=self._samples.read(start_sample, end_sample),
-                valid=n_real / (end - first),
+                valid=n_real / len(real),
                 overruns=sum(gap_first < end and first < gap_end for gap_first, gap_end in self._gaps),
                 clipped=int(np.count_nonzero(flags & _CLIPPED)) / n_real,
                 rate_hz=self.rate_hz,
                 delivered_s=self._delivered_s,
+                lost=() if real.all() else self._lost(real, first, start_sample),
             )
         ]
+
+    def _lost(self, real: NDArray[np.bool_], first: int, start_sample: int) -> tuple[tuple[int, int], ...]:
+        """The ranges of a window that starts at `start_sample` in which no frame, from `first` on, is real."""
+        edges = first + np.flatnonzero(np.diff(real, prepend=True, append=True))
+        samples = [max(0, self._sample_at(frame) - start_sample) for frame in edges.tolist()]
+        return tuple(zip(samples[::2], samples[1::2], strict=True))
 
     def _sample_at(self, frame: int) -> int:
         """The 44.1 kHz sample nearest to a frame."""

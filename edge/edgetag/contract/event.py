@@ -19,13 +19,19 @@ Probability = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Timestamp = Annotated[str, msgspec.Meta(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$")]
-Verdict = Literal["tagged", "silent", "too_little_audio"]
+Verdict = Literal["tagged", "silent", "quiet", "too_little_audio"]
+State = Literal["online", "degraded", "no_audio", "offline"]
 
 
 class Clock(msgspec.Struct, frozen=True):
-    """`synced`: the system clock was disciplined (NTP, GPS) when the window was stamped."""
+    """`synced`: the system clock was disciplined (NTP, GPS) when the window was stamped.
+
+    `step_s`: by how much the system clock was set since the window before; this one is stamped by the new
+    time. 0 where nothing but small corrections happened, and for recordings.
+    """
 
     synced: bool
+    step_s: float = 0.0
 
 
 class Audio(msgspec.Struct, frozen=True):
@@ -55,11 +61,13 @@ class TagsEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     """One window, as published on `<prefix>/<sensor>/tags`.
 
     Attributes:
-        verdict: `tagged`; `silent` (digital silence: every probability is 0, no net was run); or
-            `too_little_audio` (less than the minimum was real: `coarse` and `fine` are empty).
+        verdict: `tagged`; `silent` (digital silence: every probability is 0, no net was run); `quiet` (below
+            the gate: no net was run, `coarse` and `fine` are empty); or `too_little_audio` (less than the
+            minimum was real: they are empty, too).
         coarse: probability by coarse id.
         fine: probability by fine id; a tag the bundle cannot tell is absent.
         refined: coarse ids of the branches that fired, in taxonomy order.
+        skipped: coarse ids of the branches that would have fired, had the sensor kept up.
         active: ids of the tags at or above their own thresholds, coarse first.
         model: `<bundle name>@sha256:<first twelve digits of the bundle's hash>`.
         lag_s: seconds between the window's last sample being delivered and this event.
@@ -83,15 +91,56 @@ class TagsEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     active: list[str]
     model: str
     lag_s: float
+    skipped: list[str] = msgspec.field(default_factory=list)
     late: bool = False
     source: str | msgspec.UnsetType = msgspec.UNSET
 
 
+class SoundEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """A sound that began or ended, as published on `<prefix>/<sensor>/events`.
+
+    Every `start` is followed by one `end` with the same `id`, also when the audio ends (but not when the
+    power does: another `boot` ends whatever was open).
+
+    Attributes:
+        seq: counts from 0 in each boot; `(sensor, boot, seq)` is unique on this topic.
+        id: `<boot>/<seq of the start>`: the same in both.
+        tag: id of the tag; `name` its name.
+        start: start of the first window that was at or above the tag's `on` threshold.
+        end: end of the last window that was not below its `off` threshold; in a `start`, of the latest.
+        duration_s: from `start` to `end`.
+        peak: highest probability so far.
+        peak_at: start of the window it was reached in.
+        reason: of an `end`: `faded` (below `off`), `audio_ended` (nothing was heard any more), or
+            `settings` (a new configuration or bundle does not watch this tag in the same way).
+    """
+
+    schema: Literal["edgetag.event/1"] = "edgetag.event/1"
+    sensor: str
+    boot: str
+    seq: Count
+    kind: Literal["start", "end"]
+    id: str
+    tag: str
+    name: str
+    start: Timestamp
+    end: Timestamp
+    duration_s: float
+    peak: Probability
+    peak_at: Timestamp
+    model: str
+    reason: Literal["faded", "audio_ended", "settings"] | msgspec.UnsetType = msgspec.UNSET
+
+
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """Retained on `<prefix>/<sensor>/status`; also the last will (`offline`, reason `connection lost`)."""
+    """Retained on `<prefix>/<sensor>/status`; also the last will (`offline`, reason `connection lost`).
+
+    `online`: hearing. `degraded`: hearing, but not everything, or not as it was asked to. `no_audio`: running,
+    and there is nothing to hear with. `since`: when this state began.
+    """
 
     schema: Literal["edgetag.status/1"] = "edgetag.status/1"
-    state: Literal["online", "degraded", "no_audio", "offline"]
+    state: State
     reason: str
     boot_id: str
     since: Timestamp
@@ -127,6 +176,44 @@ class BundleHealth(msgspec.Struct, frozen=True):
     since: Timestamp
 
 
+class AudioHealth(msgspec.Struct, frozen=True):
+    """How well a microphone delivers.
+
+    Attributes:
+        device: what it calls itself; "" while there is none.
+        rate_hz: the rate it was opened with; 0 while there is none.
+        measured_hz: its frames by the monotonic clock; 0 until that is known.
+        heard_s: audio delivered in this boot.
+        lost_s: audio that passed unheard in this boot: overruns, and the time without a device.
+        overruns: number of losses while a device was open.
+        opened: how often a device was opened.
+    """
+
+    device: str
+    rate_hz: int
+    measured_hz: float
+    heard_s: float
+    lost_s: float
+    overruns: Count
+    opened: Count
+
+
+class LoadHealth(msgspec.Struct, frozen=True):
+    """What was left out because inference could not keep up with the audio.
+
+    Attributes:
+        step: 0 nothing; 1 branches are skipped; from 2 on the hop is doubled with every step, too.
+        hop_s: from one tagged window to the next, at this step.
+        branches_skipped: branches that would have fired in this boot.
+        windows_skipped: windows of this boot that were not tagged, because of a longer hop or a newer window.
+    """
+
+    step: Count
+    hop_s: float
+    branches_skipped: Count
+    windows_skipped: Count
+
+
 class Health(msgspec.Struct, frozen=True, kw_only=True):
     """On `<prefix>/<sensor>/health`, QoS 0: every minute, and at once when a bundle took over or was refused.
 
@@ -136,6 +223,8 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
         uptime_s: since the process began to hear.
         cpu_s: processor time of the process so far.
         rss_mb: its resident memory, in 10^6 bytes.
+        clock_steps: how often the system clock was set in this boot.
+        audio, load: of a microphone; absent for recordings.
     """
 
     schema: Literal["edgetag.health/1"] = "edgetag.health/1"
@@ -147,10 +236,14 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     cpu_s: float
     rss_mb: float
     bundle: BundleHealth
+    clock_steps: Count = 0
+    audio: AudioHealth | msgspec.UnsetType = msgspec.UNSET
+    load: LoadHealth | msgspec.UnsetType = msgspec.UNSET
 
 
 MESSAGES: dict[str, type[msgspec.Struct]] = {
     "tags": TagsEvent,
+    "events": SoundEvent,
     "status": Status,
     "info": Info,
     "health": Health,

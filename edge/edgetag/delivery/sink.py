@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Protocol, Self
 
-from edgetag.contract.event import Health, Info, TagsEvent
+from edgetag.contract.event import Health, Info, SoundEvent, Status, TagsEvent
 
 
 class Sink(Protocol):
@@ -27,6 +27,14 @@ class Sink(Protocol):
     def deliver(self, event: TagsEvent) -> None:
         """Hand over one event; may wait, never drops."""
         ...
+
+    def sound(self, event: SoundEvent) -> None:  # noqa: ARG002
+        """Hand over a sound that began or ended, in order with the events; never drops."""
+        return None  # noqa: RET501
+
+    def state(self, status: Status) -> None:  # noqa: ARG002
+        """From now on the sensor is in this state; said again after a reconnect."""
+        return None  # noqa: RET501
 
     def announce(self, info: Info) -> None:  # noqa: ARG002
         """From the next event on, events are to be read with this. Not everybody needs to know."""
@@ -59,6 +67,14 @@ class Tee(Sink):
     def deliver(self, event: TagsEvent) -> None:
         for sink in self._sinks:
             sink.deliver(event)
+
+    def sound(self, event: SoundEvent) -> None:
+        for sink in self._sinks:
+            sink.sound(event)
+
+    def state(self, status: Status) -> None:
+        for sink in self._sinks:
+            sink.state(status)
 
     def announce(self, info: Info) -> None:
         for sink in self._sinks:

@@ -10,6 +10,7 @@ from edgetag.capture.clock import kernel_clock_synced
 from edgetag.capture.windows import Window
 from edgetag.contract.event import Audio, Clock, TagsEvent, new_boot_id, timestamp
 from edgetag.contract.frontend import SAMPLE_RATE_HZ, WINDOW_S
+from edgetag.tagging.conditions import NO_CONDITIONS
 
 if TYPE_CHECKING:
     from edgetag.tagging.tagger import Tagger
@@ -23,6 +24,9 @@ class EventStream:
         sensor: sensor id, as in the topics.
         monotonic: the clock that `Window.delivered_s` was read from.
         clock_synced: whether the system clock is disciplined.
+
+    Attributes:
+        conditions: what the sensor's place adds to the bundle; may be replaced between two windows.
     """
 
     def __init__(
@@ -38,6 +42,7 @@ class EventStream:
         self.sensor = sensor
         self._monotonic = monotonic
         self._clock_synced = clock_synced
+        self.conditions = NO_CONDITIONS
         self._seq = 0
 
     @property
@@ -45,15 +50,32 @@ class EventStream:
         """Events so far: the next one's `seq`."""
         return self._seq
 
-    def event(self, window: Window, *, start_utc_s: float, source: str | None = None) -> TagsEvent:
+    def event(
+        self,
+        window: Window,
+        *,
+        start_utc_s: float,
+        source: str | None = None,
+        clock_step_s: float = 0.0,
+        with_branches: bool = True,
+    ) -> TagsEvent:
         """Tag one window.
 
         Args:
             window: from a `Windower`.
             start_utc_s: UTC of the stream's sample 0, seconds since 1970.
             source: the name of what is replayed; None for a microphone.
+            clock_step_s: by how much the system clock was set since the window before.
+            with_branches: False where there is no time for them.
         """
-        found = self.tagger.analyse(window.samples, window.valid)
+        found = self.tagger.analyse(
+            window.samples,
+            window.valid,
+            lost=window.lost,
+            start_sample=window.start_sample,
+            conditions=self.conditions,
+            with_branches=with_branches,
+        )
         window_start_s = start_utc_s + window.start_sample / SAMPLE_RATE_HZ
         event = TagsEvent(
             sensor=self.sensor,
@@ -61,7 +83,7 @@ class EventStream:
             seq=self._seq,
             start=timestamp(window_start_s),
             end=timestamp(window_start_s + WINDOW_S),
-            clock=Clock(self._clock_synced()),
+            clock=Clock(self._clock_synced(), round(clock_step_s, 3)),
             verdict=found.verdict,
             audio=Audio(window.rate_hz, round(window.valid, 6), window.overruns, round(window.clipped, 6)),
             level=found.level,
@@ -70,6 +92,7 @@ class EventStream:
             refined=found.refined,
             active=found.active,
             model=self.tagger.bundle.model,
+            skipped=found.skipped,
             lag_s=round(self._monotonic() - window.delivered_s, 3),
             source=msgspec.UNSET if source is None else source,
         )

@@ -1,7 +1,8 @@
 """The public Python API: samples in, tagged windows out."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Self
@@ -19,6 +20,7 @@ from edgetag.dsp.level import LevelMeter
 from edgetag.dsp.logmel import LogMel
 from edgetag.tagging.bundle import Bundle, OnnxNet, load_bundle, starter_path
 from edgetag.tagging.cascade import run_cascade
+from edgetag.tagging.conditions import NO_CONDITIONS, Conditions
 from edgetag.tagging.embedding import Embedder
 from edgetag.tagging.stream import EventStream
 
@@ -37,6 +39,7 @@ class Analysis:
     fine: dict[str, float]
     refined: list[str]
     active: list[str]
+    skipped: list[str] = field(default_factory=list)
 
 
 class Tagger:
@@ -135,8 +138,25 @@ class Tagger:
             events += [stream.event(window, start_utc_s=start_utc_s) for window in windows]
         return events + [stream.event(window, start_utc_s=start_utc_s) for window in windower.finish()]
 
-    def analyse(self, samples: NDArray[np.float32], valid: float = 1.0) -> Analysis:
+    def analyse(
+        self,
+        samples: NDArray[np.float32],
+        valid: float = 1.0,
+        *,
+        lost: Sequence[tuple[int, int]] = (),
+        start_sample: int | None = None,
+        conditions: Conditions = NO_CONDITIONS,
+        with_branches: bool = True,
+    ) -> Analysis:
         """Level and probabilities of one window, of which the fraction `valid` is real audio.
+
+        Args:
+            samples: the window.
+            valid: the share of it that was heard.
+            lost: half-open ranges of samples that were not.
+            start_sample: its place in the stream, so that it can share work with the window before.
+            conditions: of the sensor.
+            with_branches: without them the root's own fine probabilities stand, and `skipped` says which fired.
 
         Shape: samples [441000] at 44.1 kHz
         """
