@@ -22,6 +22,7 @@ import typer
 
 from edgetag.bench_cli import bench
 from edgetag.bundle_cli import app as bundle_app
+from edgetag.config_cli import app as config_app
 from edgetag.contract.errors import EdgetagError, InputError, OutputError
 from edgetag.contract.event import DEFAULT_PREFIX
 from edgetag.contract.frontend import MIN_VALID, WINDOW_S
@@ -48,6 +49,7 @@ app = typer.Typer(
     "130 interrupted.",
 )
 app.add_typer(bundle_app, name="bundle")
+app.add_typer(config_app, name="config")
 
 INTERRUPTED_EXIT = 130
 

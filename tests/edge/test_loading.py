@@ -18,7 +18,7 @@ from fakes_bundle import write_bundle
 
 def settings(path: Path | None = None, **bundle: str) -> Settings:
     stated = BundleSettings(path=None if path is None else str(path), **bundle)
-    return Settings(stated, RuntimeSettings())
+    return Settings(bundle=stated)
 
 
 def loader(state: Path, asked: Settings) -> Loader:
@@ -97,7 +97,7 @@ def test_with_a_key_nothing_unsigned_hears(tmp_path: Path) -> None:
 
 def test_a_variant_that_is_asked_for_is_that_or_nothing(tmp_path: Path) -> None:
     """`fp32` and `int8` are orders; only `auto` is a question."""
-    asked = Settings(BundleSettings(str(bundle(tmp_path, 0.1))), RuntimeSettings("int8"))
+    asked = Settings(bundle=BundleSettings(str(bundle(tmp_path, 0.1))), runtime=RuntimeSettings("int8"))
     with pytest.raises(BundleError, match="no int8 variant, only fp32"):
         loader(tmp_path, asked).load()
     auto = msgspec.structs.replace(asked, runtime=RuntimeSettings("auto"))
