@@ -4,8 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
-# Tests with a real broker need it; they skip with a reason where it is absent.
-SYSTEM_PACKAGES := mosquitto mosquitto-clients
+# A real broker, and a sound server to hear: tests that need them skip with a reason where they are absent.
+SYSTEM_PACKAGES := mosquitto mosquitto-clients pulseaudio pulseaudio-utils libasound2-plugins libportaudio2
+N_INSTALLED := dpkg-query --show --showformat='$${db:Status-Abbrev}\n' $(SYSTEM_PACKAGES) 2>/dev/null | grep -c '^ii'
 EMULATION_PACKAGES := qemu-user-static debootstrap ca-certificates wget
 
 .NOTPARALLEL:
@@ -39,7 +40,7 @@ schema: $(VENV)/demo.stamp
 
 # Only root can install; everybody else goes on without.
 system-packages:
-	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! [ -x /usr/sbin/mosquitto -a -x /usr/bin/mosquitto_sub ]; then \
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && [ "$$($(N_INSTALLED))" != $(words $(SYSTEM_PACKAGES)) ]; then \
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(SYSTEM_PACKAGES) >/dev/null; \
 	fi || echo "$(SYSTEM_PACKAGES) could not be installed; tests that need them will skip"
 

@@ -22,6 +22,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from edgetag.capture.source import Block, DamagedAudio, check_stream
+from edgetag.capture.stderr import stderr_silenced
 from edgetag.contract.errors import InputError
 
 BLOCK_FRAMES = 4096  # fixed: the MP3 decoder's last bit depends on how much is asked of it at once
@@ -109,7 +110,7 @@ class FileSource:
     def _read(self) -> tuple[NDArray[np.float32], bool]:
         """The next frames, and whether they are the last: the end, or the decoder failed after them."""
         frames = np.full((BLOCK_FRAMES, self.n_channels), np.nan, np.float32)
-        with _stderr_silenced() if self._sound.format == "MP3" else contextlib.nullcontext():
+        with stderr_silenced() if self._sound.format == "MP3" else contextlib.nullcontext():
             try:
                 read: NDArray[np.float32] = self._sound.read(out=frames)
             except soundfile.LibsndfileError:
@@ -343,10 +344,11 @@ def _open_regular(path: Path) -> io.FileIO:
 def _open_decoder(file: io.FileIO, name: str) -> soundfile.SoundFile:
     """libsndfile on the open file, so that its progress can be seen.
 
-    An MP3 cut out of a stream starts inside a frame, and libsndfile knows it by its name only.
+    An MP3 cut out of a stream starts inside a frame, and libsndfile knows it by its name only. Its mpg123
+    prints notes on damaged ones.
     """
     targets = [file.fileno(), name] if name.lower().endswith(".mp3") else [file.fileno()]
-    with _stderr_silenced():
+    with stderr_silenced():
         for target in targets:
             file.seek(0)
             with contextlib.suppress(soundfile.LibsndfileError):
@@ -370,24 +372,3 @@ def _has_ogg_end(file: io.FileIO) -> bool:
     file.seek(-min(_OGG_PAGE_BYTES, os.fstat(file.fileno()).st_size), os.SEEK_END)
     _, page, rest = file.read(_OGG_PAGE_BYTES).rpartition(b"OggS")
     return bool(page) and len(rest) > 1 and bool(rest[1] & _OGG_END_OF_STREAM)
-
-
-@contextlib.contextmanager
-def _stderr_silenced() -> Iterator[None]:
-    """Send what is written to file descriptor 2 nowhere.
-
-    mpg123 inside libsndfile prints notes on damaged MP3 there, and libsndfile has no switch for it.
-    """
-    try:
-        saved = os.dup(2)
-    except OSError:  # there is no stderr
-        yield
-        return
-    null = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(null, 2)
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(null)
-        os.close(saved)
