@@ -26,6 +26,7 @@ from edgetag.config_cli import app as config_app
 from edgetag.contract.errors import EdgetagError, InputError, OutputError
 from edgetag.contract.event import DEFAULT_PREFIX
 from edgetag.contract.frontend import MIN_VALID, WINDOW_S
+from edgetag.devices_cli import devices
 from edgetag.terminal import forget_unwritable_stdout, print_text
 
 if TYPE_CHECKING:
@@ -204,6 +205,7 @@ def demo() -> None:
 
 
 app.command()(bench)
+app.command()(devices)
 
 
 def _settings(config: Path | None, bundle: Path | None, variant: VariantName | None) -> "Settings":

@@ -12,7 +12,7 @@ identity    usb:1-1.3                               bus 1, port 1, port 3 of the
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -67,7 +67,7 @@ def load_portaudio() -> PortAudio:
         import sounddevice
     except OSError:
         raise NoDeviceError(
-            "PortAudio is not installed, and nothing can be heard; `sudo apt install libportaudio2` installs it"
+            "PortAudio is not installed, nothing can be heard; `sudo apt install libportaudio2` installs it"
         ) from None
     except Exception as error:  # sounddevice's own, which cannot be named without it
         raise NoDeviceError(f"PortAudio does not start ({first_line(error)})") from error
@@ -120,26 +120,24 @@ def find(devices: Sequence[Device], wanted: str | None) -> Device:
     Raises:
         NoDeviceError: there is none, or there are several.
     """
+    matching = _matching(devices, wanted)
+    if len(matching) == 1:
+        return matching[0]
+    what = "the default input" if wanted is None else f'the input device "{wanted}"'
+    if matching:
+        raise NoDeviceError(f"{what} may be any of {len(matching)}: {_listed(matching)}; name one of them")
+    there_is = _listed(devices) if devices else "no input device at all"
+    raise NoDeviceError(f"{what} is not there; there is {there_is}")
+
+
+def _matching(devices: Sequence[Device], wanted: str | None) -> list[Device]:
     if wanted is None:
-        return _only([device for device in devices if device.is_default], "the default input", devices)
-    by_name: list[Callable[[Device], bool]] = [
-        lambda device: device.name == wanted,
-        lambda device: wanted.casefold() in device.name.casefold(),
-    ]
-    rules: list[Callable[[Device], bool]] = [lambda device: device.identity == wanted]
-    for rule in rules + (by_name if wanted and not wanted.startswith("usb:") else []):
-        if matching := [device for device in devices if rule(device)]:
-            break
-    return _only(matching, f'the input device "{wanted}"', devices)
-
-
-def _only(matching: Sequence[Device], wanted: str, devices: Sequence[Device]) -> Device:
-    if not matching:
-        there_is = _listed(devices) if devices else "no input device at all"
-        raise NoDeviceError(f"{wanted} is not there; there is {there_is}")
-    if len(matching) > 1:
-        raise NoDeviceError(f"{wanted} may be any of {len(matching)}: {_listed(matching)}; name one of them")
-    return matching[0]
+        return [device for device in devices if device.is_default]
+    if wanted.startswith("usb:"):
+        return [device for device in devices if device.identity == wanted]
+    named = [device for device in devices if device.name == wanted]
+    part = wanted.casefold()
+    return named or [device for device in devices if part and part in device.name.casefold()]
 
 
 def _listed(devices: Sequence[Device]) -> str:
