@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import math
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 RATES_HZ = (16_000, 32_000, 44_100, 48_000, 96_000, 192_000)
 DEADLINE_S = 8.0  # for whatever takes no time; a sound server's first samples take two seconds
 READ_S = 0.1
+INTERRUPTED_EXIT = 130
 
 State: TypeAlias = Literal["signal", "digital silence", "cannot be opened", "cannot be read"]
 
@@ -85,7 +87,7 @@ def _all_heard(seconds: float) -> list[Heard]:
 
     with stderr_silenced():  # here, not in a thread that may never leave it
         try:
-            portaudio, found = _within(DEADLINE_S, listed)
+            portaudio, found = _within(DEADLINE_S, listed, exit_code=NoDeviceError.exit_code)
         except TimeoutError:
             raise NoDeviceError(
                 f"PortAudio does not list the devices within {DEADLINE_S:.0f} s; does a sound server hang?"
@@ -96,11 +98,14 @@ def _all_heard(seconds: float) -> list[Heard]:
 _T = TypeVar("_T")
 
 
-def _within(seconds: float, work: Callable[[], _T]) -> _T:
+def _within(seconds: float, work: Callable[[], _T], *, exit_code: int) -> _T:
     """What `work` returns or raises; its thread is left behind when it takes longer.
 
+    The process then ends with `exit_code` as soon as it can: PortAudio would wait for a device that hangs,
+    and ALSA crash under the feet of whoever still reads.
+
     Raises:
-        TimeoutError: it did.
+        TimeoutError: it took longer.
     """
     answer: Future[_T] = Future()
 
@@ -111,19 +116,24 @@ def _within(seconds: float, work: Callable[[], _T]) -> _T:
             answer.set_exception(error)
 
     threading.Thread(target=run, name="devices", daemon=True).start()
-    return answer.result(seconds)
+    try:
+        return answer.result(seconds)
+    except (TimeoutError, KeyboardInterrupt) as error:
+        atexit.register(os._exit, exit_code if isinstance(error, TimeoutError) else INTERRUPTED_EXIT)
+        raise
 
 
 def _heard(portaudio: "PortAudio", device: "Device", seconds: float) -> Heard:
     rates_hz: list[int] = []
     peak, reason = 0.0, None
     try:
-        peak = _within(DEADLINE_S + seconds, lambda: _peak(portaudio, device, seconds, rates_hz))
+        peak = _within(DEADLINE_S + seconds, lambda: _peak(portaudio, device, seconds, rates_hz), exit_code=0)
     except TimeoutError:
-        atexit.unregister(portaudio._exit_handler)  # PortAudio would wait for what hangs
         reason = f"no answer within {DEADLINE_S + seconds:.0f} s"
-    except (portaudio.PortAudioError, ValueError) as error:
-        reason = printable(first_line(error))
+    except UnicodeDecodeError:
+        reason = "its name is not UTF-8"
+    except portaudio.PortAudioError as error:
+        reason = _reason(error)
     return Heard(
         device=device.identity,
         name=device.name,
@@ -136,6 +146,20 @@ def _heard(portaudio: "PortAudio", device: "Device", seconds: float) -> Heard:
         peak_dbfs=round(20 * math.log10(peak), 1) if peak > 0 else None,
         reason=reason,
     )
+
+
+def _reason(error: Exception) -> str:
+    """What PortAudio says, in as few words as tell it; in ALSA's, where it has them."""
+    match error.args:
+        case (_, _, (_, _, str(alsa))):
+            return printable(alsa)
+        case (str(), -9985):  # paDeviceUnavailable, which is ALSA's EBUSY
+            return "in use by another program"
+        case (str(), -9993):  # paBadIODeviceCombination: PortAudio's name for whatever ALSA refused
+            return "ALSA cannot open it"
+        case (str(text), *_):
+            return printable(text.removeprefix("Error opening InputStream: "))
+    return first_line(error)
 
 
 def _state(peak: float, reason: str | None, rates_hz: list[int]) -> State:
@@ -168,13 +192,16 @@ def _table(heard: list[Heard]) -> "Table":
 
     table = Table(box=None, pad_edge=False)
     table.add_column("device", no_wrap=True)
-    for column in ("name", "through", "channels", "opens at, kHz", "hears"):
-        table.add_column(column, justify="right" if column == "channels" else "left")
+    table.add_column("name")
+    table.add_column("API")
+    table.add_column("channels", justify="right")
+    table.add_column("kHz")
+    table.add_column("hears")
     for each in heard:
         table.add_row(
             Text(f"{each.device} *" if each.default else each.device),
             Text(each.name if each.name != each.device else ""),
-            each.host_api,
+            Text(each.host_api),
             str(each.n_channels),
             " ".join(f"{rate_hz / 1000:g}" for rate_hz in each.rates_hz),
             Text(_hears(each), "" if each.state == "signal" else "yellow"),
@@ -189,10 +216,12 @@ def _hears(heard: Heard) -> str:
 
 
 def _advice(heard: list[Heard]) -> str:
-    """How to state the first that hears something, quoted for YAML: most names hold a colon."""
-    example = next((each for each in heard if each.state == "signal"), heard[0])
-    quoted = msgspec.json.encode(example.device).decode()
-    default = (
-        "\n* is what is heard where the configuration names none." if any(d.default for d in heard) else ""
+    """How to state one that can be read, quoted for YAML: most names hold a colon."""
+    lines = ["", "* is heard where the configuration names none."] if any(d.default for d in heard) else [""]
+    readable = sorted(
+        (each for each in heard if each.reason is None), key=lambda each: each.state != "signal"
     )
-    return f"\nIn the configuration, for instance: audio: {{device: {quoted}}}{default}"
+    if readable:
+        quoted = msgspec.json.encode(readable[0].device).decode()
+        lines.append(f"In the configuration, for instance: audio: {{device: {quoted}}}")
+    return "\n".join(lines)

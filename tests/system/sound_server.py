@@ -165,17 +165,26 @@ class SoundServer:
             assert player.wait(soundfile.info(sound).duration + WAIT_S) == 0, "paplay failed"
         return player
 
+    def wait_for_listener(self) -> None:
+        """Returns when somebody listens to the street, and not only tries whether that could be done."""
+        deadline_s = time.monotonic() + WAIT_S
+        before = ""
+        while not before or self._listeners() != before:
+            assert time.monotonic() < deadline_s, "nobody listens"
+            before = self._listeners()
+            time.sleep(0.5)
+
+    def _listeners(self) -> str:
+        return self._pactl("list", "short", "source-outputs")
+
     def _null_sink(self) -> str:
         return f"module-null-sink sink_name={SINK} rate={self._rate_hz} channels={self._n_channels}"
 
-    def _pactl(self, *arguments: str) -> None:
-        subprocess.run(
-            ["pactl", *arguments],
-            env=self.environment(),
-            check=True,
-            timeout=WAIT_S,
-            stdout=subprocess.DEVNULL,
-        )
+    def _pactl(self, *arguments: str) -> str:
+        command, environment = ["pactl", *arguments], self.environment()
+        return subprocess.run(
+            command, env=environment, check=True, timeout=WAIT_S, stdout=subprocess.PIPE, text=True
+        ).stdout
 
     def _signal(self, number: signal.Signals) -> None:
         assert self._process is not None, "the sound server does not run"
