@@ -211,7 +211,7 @@ class Windower:
         ]
 
     def _lost(self, real: NDArray[np.bool_], first: int, start_sample: int) -> tuple[tuple[int, int], ...]:
-        """The ranges of a window that starts at `start_sample` in which no frame, from `first` on, is real."""
+        """Ranges of the window at `start_sample`, of whose frames, from `first` on, these are real."""
         edges = first + np.flatnonzero(np.diff(real, prepend=True, append=True))
         samples = [max(0, self._sample_at(frame) - start_sample) for frame in edges.tolist()]
         return tuple(zip(samples[::2], samples[1::2], strict=True))
