@@ -15,9 +15,6 @@ from edgetag.contract.errors import first_line
 from edgetag.contract.frontend import SAMPLE_RATE_HZ
 
 BUFFER_S = 0.5  # asked of the device: so late may the thread be without a loss
-MAX_MIXED_CHANNELS = 8
-"""A device that offers more is a sound server, which mixes to one channel itself when asked for one."""
-
 Channel = int | Literal["mix"]
 
 
@@ -34,13 +31,15 @@ def opener(
     """
 
     def open_device() -> OpenDevice:
-        with stderr_silenced():
+        try:
             rescan(portaudio)
-            try:
-                found = find(input_devices(portaudio), device)
-                return PortAudioDevice(portaudio, found, channel, rate_hz)
-            except NoDeviceError as error:
-                raise DeviceError(str(error)) from error
+            return PortAudioDevice(portaudio, find(input_devices(portaudio), device), channel, rate_hz)
+        except NoDeviceError as error:
+            raise DeviceError(str(error)) from error
+        except UnicodeDecodeError as error:  # sounddevice's, for names it cannot read
+            raise DeviceError(
+                "a device has a name that is not UTF-8; choose another by its usb: path"
+            ) from error
 
     return open_device
 
@@ -88,13 +87,15 @@ class PortAudioDevice:
 
 
 def _channels(device: Device, channel: Channel) -> tuple[int, slice]:
-    """How many to open, and which of them to take."""
-    is_hardware = device.n_channels <= MAX_MIXED_CHANNELS
+    """How many to open, and which of them to take.
+
+    A sound server offers more than there are, and mixes to one itself when asked for one.
+    """
     if channel == "mix":
-        return (device.n_channels if is_hardware else 1), slice(None)
+        return (device.n_channels if device.is_hardware else 1), slice(None)
     if channel > device.n_channels:
         raise DeviceError(f"{device.name}: has {device.n_channels} channels, channel {channel} is asked for")
-    return (device.n_channels if is_hardware else channel), slice(channel - 1, channel)
+    return (device.n_channels if device.is_hardware else channel), slice(channel - 1, channel)
 
 
 def _rate(portaudio: ModuleType, device: Device, n_channels: int, asked_hz: int | None) -> int:

@@ -19,7 +19,7 @@ from edgetag.contract.manifest import EMBEDDING_INPUT, LOGMEL_INPUT, LOGMEL_SHAP
 from edgetag.dsp.level import LevelMeter
 from edgetag.dsp.logmel import LogMel
 from edgetag.tagging.bundle import Bundle, OnnxNet, load_bundle, starter_path
-from edgetag.tagging.cascade import run_cascade
+from edgetag.tagging.cascade import fired, run_cascade
 from edgetag.tagging.conditions import NO_CONDITIONS, Conditions
 from edgetag.tagging.embedding import Embedder
 from edgetag.tagging.stream import EventStream
@@ -168,15 +168,19 @@ class Tagger:
             fine = dict.fromkeys(self.bundle.manifest.fine_ids, 0.0)
             return Analysis("silent", level, coarse, fine, [], [])
         features = self.features(samples)
+        branches, rule = self.bundle.branches, self.bundle.manifest.cascade
         found = run_cascade(
             _probabilities(self.bundle.root, features),
-            self.bundle.branches,
-            lambda id: _probabilities(self.bundle.branches[id], features),
+            branches if with_branches else (),
+            lambda id: _probabilities(branches[id], features),
             taxonomy=self.taxonomy,
-            rule=self.bundle.manifest.cascade,
+            rule=rule,
         )
+        skipped = [id for id in fired(found.coarse, rule) if id in branches and id not in found.refined]
         active = [id for id, p in (found.coarse | found.fine).items() if p >= self.thresholds[id]]
-        return Analysis("tagged", level, _rounded(found.coarse), _rounded(found.fine), found.refined, active)
+        return Analysis(
+            "tagged", level, _rounded(found.coarse), _rounded(found.fine), found.refined, active, skipped
+        )
 
     def info(self, hop_s: float) -> Info:
         """What subscribers need to read this tagger's events."""
