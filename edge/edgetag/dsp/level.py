@@ -72,5 +72,13 @@ class LevelMeter:
         return averaged
 
 
+def calibrated(level: Level, calibration_db: float | None) -> Level:
+    """`level` in dB(A) re 20 µPa, by what a full-scale mean square is there; as it is if that is unknown."""
+    if calibration_db is None:
+        return level
+    figures = (level.laeq_db, level.lafmax_db, level.la10_db, level.la90_db)
+    return Level(*(round(figure + calibration_db, 2) for figure in figures), calibrated=True)
+
+
 def _db(power: float) -> float:
     return round(10 * math.log10(max(power, _FLOOR_POWER)), 2)

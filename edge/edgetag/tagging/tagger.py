@@ -16,7 +16,7 @@ from edgetag.contract.errors import BundleError, InputError
 from edgetag.contract.event import Info, Level, TagsEvent, Verdict
 from edgetag.contract.frontend import MIN_HOP_S, MIN_VALID, SAMPLE_RATE_HZ, SILENCE_PEAK, WINDOW_S
 from edgetag.contract.manifest import EMBEDDING_INPUT, LOGMEL_INPUT, LOGMEL_SHAPE, Variant
-from edgetag.dsp.level import LevelMeter
+from edgetag.dsp.level import LevelMeter, calibrated
 from edgetag.dsp.logmel import LogMel
 from edgetag.tagging.bundle import Bundle, OnnxNet, load_bundle, starter_path
 from edgetag.tagging.cascade import fired, run_cascade
@@ -160,13 +160,15 @@ class Tagger:
 
         Shape: samples [441000] at 44.1 kHz
         """
-        level = self._level(samples)
+        level = calibrated(self._level(samples), conditions.calibration_db)
         if valid < MIN_VALID:
             return Analysis("too_little_audio", level, {}, {}, [], [])
         if is_silent(samples):
             coarse = dict.fromkeys(self.taxonomy.coarse_ids, 0.0)
             fine = dict.fromkeys(self.bundle.manifest.fine_ids, 0.0)
             return Analysis("silent", level, coarse, fine, [], [])
+        if conditions.min_laeq_db is not None and level.laeq_db < conditions.min_laeq_db:
+            return Analysis("quiet", level, {}, {}, [], [])
         features = self.features(samples)
         branches, rule = self.bundle.branches, self.bundle.manifest.cascade
         found = run_cascade(
