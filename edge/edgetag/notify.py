@@ -1,60 +1,90 @@
-"""The service manager's side: sd_notify(3), one datagram a word.
+"""What systemd is told of a service: sd_notify(3), one datagram a word.
 
-It only says what it is told, when it is told: the watchdog is fed by progress, never by a timer.
+Nothing is said by a timer: `watchdog` is for whoever has made progress. A service that was not started by
+systemd talks to nobody.
 """
 
 import os
 import socket
+import time
 from collections.abc import Mapping
+from typing import Literal, Self
 
 import structlog
+
+from edgetag.contract.errors import first_line, printable
+
+MAX_STATUS_CHARACTERS = 500  # systemd reads 4,096 bytes of a datagram, and a character has up to four
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger("edgetag.notify")
 
 
 class Notifier:
-    """Speaks to the socket that systemd names in `$NOTIFY_SOCKET`; without one, to nobody.
+    """Says how the service is to the socket at `address`: a path, or an abstract name behind an `@`.
 
-    A manager that does not listen is logged once; it never stops the sensor.
+    A socket that has gone, is full, or never was one, is worth one line in the log and no error: whether
+    systemd hears us must not decide over whether we hear the street.
     """
 
-    def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
-        name = environment.get("NOTIFY_SOCKET", "")
-        self._address = "\0" + name[1:] if name.startswith("@") else name
-        self._is_ready = False
-        self._has_failed = False
+    def __init__(self, address: str | None) -> None:
+        self._address = address
+        self._phase: Literal["starting", "running", "stopping"] = "starting"
+        self._complained = False
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
+        """To `$NOTIFY_SOCKET`; to nobody where it is not set."""
+        return cls(environment.get("NOTIFY_SOCKET"))
 
     def ready(self) -> None:
-        """The sensor hears; only the first time counts."""
-        if not self._is_ready:
-            self._is_ready = True
-            self._say("READY=1")
+        """The service has started, or has reloaded; said once, and again only after `reloading`."""
+        if self._phase == "starting" and self._say("READY=1"):
+            self._phase = "running"
 
     def status(self, text: str) -> None:
-        """One line for `systemctl status`."""
-        self._say("STATUS=" + " ".join(text.split()))
+        """What `systemctl status` shows: one line, with escapes for what a terminal would obey."""
+        self._say(f"STATUS={printable(text[:MAX_STATUS_CHARACTERS])[:MAX_STATUS_CHARACTERS]}")
 
-    def progress(self) -> None:
-        """Something has been finished: the watchdog waits anew."""
+    def watchdog(self) -> None:
+        """There was progress: begin `WatchdogSec=` anew."""
         self._say("WATCHDOG=1")
 
-    def more_time(self, seconds: float) -> None:
-        """The start takes longer, for a reason that waiting may mend; nothing once the sensor is ready."""
-        if not self._is_ready:
-            self._say(f"EXTEND_TIMEOUT_USEC={round(seconds * 1e6)}")
+    def reloading(self) -> None:
+        """A new configuration is being read (`Type=notify-reload`), until `ready`."""
+        self._phase = "starting"
+        self._say(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
     def stopping(self) -> None:
-        """The end has begun."""
+        """The service is on its way out; it will not be ready any more."""
+        self._phase = "stopping"
         self._say("STOPPING=1")
 
-    def _say(self, word: str) -> None:
+    def extend_timeout(self, seconds: float) -> None:
+        """Starting, or stopping, takes so long from now on. In between it would only dull the watchdog."""
+        if self._phase != "running":
+            self._say(f"EXTEND_TIMEOUT_USEC={round(seconds * 1e6)}")
+
+    def _say(self, words: str) -> bool:
+        """Whether it was said, or there is nobody to say it to."""
         if not self._address:
-            return
+            return True
         try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-                sock.setblocking(False)
-                sock.sendto(word.encode("utf-8", "replace"), self._address)
-        except OSError as error:
-            if not self._has_failed:
-                self._has_failed = True
-                _log.warning("notify.failed", reason=error.strerror or str(error))
+            _send(self._address, words.encode())
+        except (OSError, ValueError) as error:  # ValueError: a null in a path
+            self._complain(error)
+            return False
+        return True
+
+    def _complain(self, error: Exception) -> None:
+        if not self._complained:
+            _log.warning("notify.failed", socket=self._address, reason=first_line(error))
+        self._complained = True
+
+
+def _send(address: str, datagram: bytes) -> None:
+    """To a path or an abstract name; every time by a new socket, for systemd may have made its own anew."""
+    if address[0] not in "/@":
+        raise ValueError("expected a path that begins with / or an abstract name that begins with @")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.setblocking(False)  # a manager that does not read is a failure, not a wait
+        sock.sendto(datagram, f"\0{address[1:]}" if address[0] == "@" else address)

@@ -1,72 +1,169 @@
-"""The service manager is told what happens, word by word."""
+"""What systemd is told, as a manager on the other end of the socket reads it."""
 
-import os
+import shutil
 import socket
-import time
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import structlog
+from hypothesis import given
+from hypothesis import strategies as st
 
-from edgetag.notify import Notifier
+from edgetag.notify import MAX_STATUS_CHARACTERS, Notifier
+
+
+class Manager:
+    """systemd's end: a datagram socket."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(f"\0{address[1:]}" if address.startswith("@") else address)
+        self._socket.setblocking(False)
+
+    def heard(self) -> list[str]:
+        """Every datagram since the last time."""
+        datagrams = []
+        while True:
+            try:
+                datagrams.append(self._socket.recv(4096).decode())
+            except BlockingIOError:
+                return datagrams
+
+    def close(self) -> None:
+        self._socket.close()
 
 
 @pytest.fixture(params=["path", "abstract"])
-def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[socket.socket, str]]:
-    """A socket as systemd's, and its name as in the environment."""
-    name = f"@edgetag-test-{os.getpid()}-{time.monotonic_ns()}"
-    name = name if request.param == "abstract" else str(tmp_path / "notify")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.bind(name.replace("@", "\0", 1))
-        sock.settimeout(1)
-        yield sock, name
+def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Manager]:
+    path = str(tmp_path / "notify")
+    manager = Manager(path if request.param == "path" else f"@{path}")
+    yield manager
+    manager.close()
 
 
-def test_each_word_is_a_datagram(manager: tuple[socket.socket, str]) -> None:
-    """In order, as sd_notify(3) has them; ready only once; no more time once ready."""
-    sock, name = manager
-    notifier = Notifier({"NOTIFY_SOCKET": name})
-    notifier.more_time(60)
+def test_a_service_s_life_in_datagrams(manager: Manager) -> None:
+    notifier = Notifier.from_environment({"NOTIFY_SOCKET": manager.address})
+    notifier.extend_timeout(2.5)
     notifier.ready()
-    notifier.ready()
-    notifier.more_time(60)
-    notifier.status("hearing\nREADY=1  street")
-    notifier.progress()
+    notifier.status("hearing USB Audio: 12 windows")
+    notifier.watchdog()
+    notifier.watchdog()
     notifier.stopping()
-    words = [sock.recv(4096).decode() for _ in range(5)]
-    assert words == [
-        "EXTEND_TIMEOUT_USEC=60000000",
+    assert manager.heard() == [
+        "EXTEND_TIMEOUT_USEC=2500000",
         "READY=1",
-        "STATUS=hearing READY=1 street",
+        "STATUS=hearing USB Audio: 12 windows",
+        "WATCHDOG=1",
         "WATCHDOG=1",
         "STOPPING=1",
     ]
-    sock.setblocking(False)
-    with pytest.raises(BlockingIOError):
-        sock.recv(1)
 
 
-def test_without_a_manager_nothing_happens() -> None:
-    """In a terminal there is nobody to tell."""
-    Notifier({}).ready()
+def test_more_time_is_asked_for_only_to_start_and_to_stop(manager: Manager) -> None:
+    """While the service runs it would put off the watchdog; and what stops is never ready again."""
+    notifier = Notifier(manager.address)
+    for step in notifier.ready, notifier.stopping, notifier.ready:
+        notifier.extend_timeout(1)
+        step()
+    words = [datagram.partition("=")[0] for datagram in manager.heard()]
+    assert words == ["EXTEND_TIMEOUT_USEC", "READY", "STOPPING", "EXTEND_TIMEOUT_USEC"]
 
 
-def test_a_manager_that_has_gone_is_logged_once(tmp_path: Path) -> None:
-    """And never stops the sensor; nor does one that does not read."""
-    notifier = Notifier({"NOTIFY_SOCKET": str(tmp_path / "gone")})
+def test_ready_is_said_once_and_once_more_after_a_reload(manager: Manager) -> None:
+    notifier = Notifier(manager.address)
+    notifier.ready()
+    notifier.ready()
+    notifier.reloading()
+    notifier.ready()
+    notifier.ready()
+    first, reload, second = manager.heard()
+    assert first == second == "READY=1"
+    assert reload.startswith("RELOADING=1\nMONOTONIC_USEC=")
+    assert int(reload.rpartition("=")[2]) > 0
+
+
+@given(st.text() | st.text(min_size=400, max_size=4000) | st.just("ready\nREADY=1\x1b[2J\ud800"))
+def test_a_status_is_one_line_of_printable_text_and_never_another_word(text: str) -> None:
+    manager = Manager("@edgetag-test-notify-status")
+    try:
+        Notifier(manager.address).status(text)
+        (datagram,) = manager.heard()
+    finally:
+        manager.close()
+    key, _, said = datagram.partition("=")
+    assert key == "STATUS"
+    assert said.isprintable()
+    assert len(said) <= MAX_STATUS_CHARACTERS
+
+
+def test_every_word_is_one_that_systemd_notify_would_say(manager: Manager) -> None:
+    program = shutil.which("systemd-notify")
+    if program is None:
+        pytest.skip("systemd-notify is not installed")
+    Notifier(manager.address).ready()
+    Notifier(manager.address).status("hearing")
+    ours = manager.heard()
+    environment = {"NOTIFY_SOCKET": manager.address}
+    subprocess.run([program, "--no-block", "--ready", "--status=hearing"], env=environment, check=True)
+    assert set(ours) <= set("\n".join(manager.heard()).splitlines())
+
+
+@pytest.mark.parametrize("environment", [{}, {"NOTIFY_SOCKET": ""}])
+def test_without_a_manager_nothing_is_said_and_nothing_logged(environment: dict[str, str]) -> None:
     with structlog.testing.capture_logs() as logs:
-        notifier.ready()
-        notifier.progress()
-    assert [log["event"] for log in logs] == ["notify.failed"]
+        say_everything(Notifier.from_environment(environment))
+    assert logs == []
 
 
-def test_a_manager_that_does_not_read_keeps_nobody(tmp_path: Path) -> None:
-    """A full socket is a failure, not a wait."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.bind(str(tmp_path / "full"))
-        notifier = Notifier({"NOTIFY_SOCKET": str(tmp_path / "full")})
-        with structlog.testing.capture_logs() as logs:
-            for _ in range(1000):
-                notifier.progress()
-    assert [log["event"] for log in logs] == ["notify.failed"]
+@pytest.mark.parametrize(
+    "address", ["/nowhere/notify", "@edgetag-nobody", "vsock:2:1234", "/a\0b", "/" + 200 * "x"]
+)
+def test_a_socket_that_cannot_be_reached_is_one_line_in_the_log(address: str) -> None:
+    with structlog.testing.capture_logs() as logs:
+        say_everything(Notifier(address))
+    assert [line["event"] for line in logs] == ["notify.failed"]
+
+
+def test_a_socket_that_vanishes_does_not_stop_the_service(tmp_path: Path) -> None:
+    manager = Manager(str(tmp_path / "notify"))
+    notifier = Notifier(manager.address)
+    notifier.ready()
+    manager.close()
+    with structlog.testing.capture_logs() as logs:
+        say_everything(notifier)
+    assert len(logs) == 1
+
+
+def test_ready_that_was_not_heard_is_said_again(tmp_path: Path) -> None:
+    path = str(tmp_path / "notify")
+    notifier = Notifier(path)
+    notifier.ready()
+    manager = Manager(path)
+    notifier.ready()
+    notifier.ready()
+    assert manager.heard() == ["READY=1"]
+    manager.close()
+
+
+def test_a_manager_that_does_not_read_holds_nobody_up(tmp_path: Path) -> None:
+    """Its queue is full after a few datagrams (net.unix.max_dgram_qlen)."""
+    manager = Manager(str(tmp_path / "notify"))
+    notifier = Notifier(manager.address)
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(10_000):
+            notifier.watchdog()
+    assert [line["event"] for line in logs] == ["notify.failed"]
+    assert set(manager.heard()) == {"WATCHDOG=1"}
+    manager.close()
+
+
+def say_everything(notifier: Notifier) -> None:
+    notifier.ready()
+    notifier.status("hearing")
+    notifier.watchdog()
+    notifier.reloading()
+    notifier.extend_timeout(1)
+    notifier.stopping()
