@@ -6,7 +6,7 @@ thread owns the socket, reconnects by itself and sends again what was not acknow
 there reaches the caller's thread as notices in a queue, so every decision is taken in one thread.
 
 The caller waits when too many events are unacknowledged: right for a replay, wrong for a
-microphone, whose pipeline must never wait for the network. A durable outbox comes later for that.
+microphone, whose pipeline must never wait for the network: `background` waits in its place.
 """
 
 import contextlib
@@ -27,7 +27,16 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from edgetag.contract.errors import NetworkError
-from edgetag.contract.event import DEFAULT_PREFIX, Health, Info, Status, TagsEvent, encode, timestamp
+from edgetag.contract.event import (
+    DEFAULT_PREFIX,
+    Health,
+    Info,
+    SoundEvent,
+    Status,
+    TagsEvent,
+    encode,
+    timestamp,
+)
 from edgetag.delivery.address import BrokerAddress, check_prefix, check_sensor, parse_url
 from edgetag.delivery.sink import Sink
 
@@ -39,7 +48,9 @@ _MQTT5_PATIENCE_S = 2
 _MAX_RECONNECT_DELAY_S = 8
 _N_ANNOUNCEMENTS = 2  # status and info, said again after a reconnect
 
-_Message = TagsEvent | Status | Info | Health
+_EVENTS = ("tags", "events")  # topics whose every message counts; of the others the last one does
+
+_Message = TagsEvent | SoundEvent | Status | Info | Health
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger("edgetag.mqtt")
 
@@ -71,6 +82,14 @@ class _Lost:
 _Notice = _Acknowledged | _Connected | _Refused | _Lost
 
 
+@dataclass(frozen=True)
+class _Sent:
+    """A message that is not acknowledged; `n_before` events were published before it."""
+
+    kind: str
+    n_before: int
+
+
 class _NotUnderstoodError(NetworkError):
     """No CONNACK, or one that says the protocol is unknown: worth another try with an older one."""
 
@@ -79,20 +98,24 @@ class _NotUnderstoodError(NetworkError):
 
 
 class MqttPublisher(Sink):
-    """Publishes events on `<prefix>/<sensor>/tags` and keeps `status` and `info` true beside them.
+    """Publishes events on `<prefix>/<sensor>/tags` and `…/events`, and keeps `status` and `info` true.
 
-    Entering connects and publishes the retained `status` (online) and `info`. Leaving waits for every
-    acknowledgement, publishes the retained `status` offline with reason "ended", and disconnects. If
-    that fails, or the process dies, the broker publishes the last will: offline, "connection lost".
+    Entering connects and publishes the retained `status` and `info`. Leaving waits for every
+    acknowledgement, publishes the retained `status` offline with the reason `farewell`, and disconnects.
+    If that fails, or the process dies, the broker publishes the last will: offline, "connection lost".
 
-    A lost connection is paho's to repair. Until what was in flight has been sent again and
-    acknowledged, nothing new is sent: events stay in order.
+    A lost connection is paho's to repair, if `reconnect`. Until what was in flight has been sent again
+    and acknowledged, nothing new is sent: events stay in order.
 
     Args:
         address: the broker.
         sensor: topic level and client id; two publishers with one id throw each other out.
         info: published retained, now and after every reconnect, until `announce` gives another.
         boot_id: stands in every status.
+        status: published retained, now and after every reconnect, until `state` gives another; "online",
+            with the reasons "connected" and "reconnected", if absent.
+        farewell: the reason of the last status.
+        reconnect: or else a lost connection is an error of the next call, and the caller's to repair.
         connect_timeout_s: from the first attempt to the broker's answer, name resolution aside.
         ack_timeout_s: longest wait without any acknowledgement.
         max_in_flight: most unacknowledged events before `deliver` waits; fewer if the broker asks.
@@ -109,6 +132,9 @@ class MqttPublisher(Sink):
         info: Info,
         boot_id: str,
         prefix: str = DEFAULT_PREFIX,
+        status: Status | None = None,
+        farewell: str = "ended",
+        reconnect: bool = True,
         connect_timeout_s: float = 10,
         ack_timeout_s: float = 30,
         max_in_flight: int = 20,
@@ -118,13 +144,18 @@ class MqttPublisher(Sink):
         self._topic = f"{check_prefix(prefix)}/{sensor}"
         self._info = info
         self._boot_id = boot_id
+        self._status = status
+        self._farewell = farewell
+        self._reconnect = reconnect
         self._connect_timeout_s = connect_timeout_s
         self._ack_timeout_s = ack_timeout_s
         self._max_in_flight = max_in_flight
 
         self._client: Client | None = None
         self._notices: queue.SimpleQueue[_Notice] = queue.SimpleQueue()
-        self._in_flight: dict[int, str] = {}  # message id -> kind
+        self._in_flight: dict[int, _Sent] = {}  # by message id, in the order they were sent
+        self._n_events = 0
+        self._progress_s = 0.0  # when something was last acknowledged, or sent with nothing in flight
         self._connected = False
         self._resending = False
         self._failed = False
@@ -162,6 +193,25 @@ class MqttPublisher(Sink):
         self._wait_until(self._may_publish)
         self._publish("tags", event)
 
+    def sound(self, event: SoundEvent) -> None:
+        """Publish the beginning or the end of a sound, in order with the events.
+
+        Raises:
+            NetworkError: as `deliver`.
+        """
+        self._wait_until(self._may_publish)
+        self._publish("events", event)
+
+    def state(self, status: Status) -> None:
+        """Replace the retained `status`, in order with the events; it is said again after a reconnect.
+
+        Raises:
+            NetworkError: as `deliver`.
+        """
+        self._status = status
+        self._wait_until(self._may_publish)
+        self._publish("status", status, retain=True)
+
     def announce(self, info: Info) -> None:
         """Replace the retained `info`, in order with the events.
 
@@ -177,10 +227,23 @@ class MqttPublisher(Sink):
         if self._connected:
             self._send(self._the_client, "health", health, retain=False, qos=0)
 
+    def unconfirmed(self) -> int:
+        """How many of the latest events may not have arrived: all from the first unacknowledged one on.
+
+        Raises:
+            NetworkError: as `deliver`.
+        """
+        while not self._notices.empty():
+            self._heed(self._notices.get())
+        if self._in_flight and time.monotonic() - self._progress_s > self._ack_timeout_s:
+            raise self._failure(self._silence_of_broker())
+        in_flight = (sent.n_before for sent in self._in_flight.values() if sent.kind in _EVENTS)
+        return self._n_events - next(in_flight, self._n_events)
+
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Wait for every acknowledgement, say "ended", disconnect; after an error of its own, just let go.
+        """Wait for every acknowledgement, say farewell, disconnect; after an error of its own, just let go.
 
         Raises:
             NetworkError: as `deliver`, unless another error is on its way already.
@@ -199,7 +262,7 @@ class MqttPublisher(Sink):
     def _end(self) -> None:
         self._wait_until(lambda: self._connected and not self._in_flight)
         self._announce_again = False  # or "online" might have the last word after a reconnect
-        self._publish("status", self._status("offline", "ended"), retain=True)
+        self._publish("status", self._status_now("offline", self._farewell), retain=True)
         self._wait_until(lambda: not self._in_flight)
         self._leaving = True
         self._the_client.disconnect()
@@ -251,7 +314,12 @@ class MqttPublisher(Sink):
         return client
 
     def _new_client(self, protocol: MQTTProtocolVersion) -> Client:
-        client = Client(CallbackAPIVersion.VERSION2, client_id=self._sensor, protocol=protocol)
+        client = Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=self._sensor,
+            protocol=protocol,
+            reconnect_on_failure=self._reconnect,
+        )
         client.username_pw_set(self._address.user, self._address.password)
         client.reconnect_delay_set(1, _MAX_RECONNECT_DELAY_S)
         client.max_inflight_messages = 0  # bounded here, by deliver(), not by a second queue in paho
@@ -259,7 +327,7 @@ class MqttPublisher(Sink):
         client.on_disconnect = self._on_disconnect
         client.on_publish = self._on_publish
         # Nobody can put the moment of loss into a message written now: `since` is when it could begin.
-        will = self._status("offline", "connection lost")
+        will = self._status_now("offline", "connection lost")
         properties = _properties(client, PacketTypes.WILLMESSAGE, will.schema)
         client.will_set(f"{self._topic}/status", encode(will), _QOS, retain=True, properties=properties)
         return client
@@ -310,7 +378,11 @@ class MqttPublisher(Sink):
     # -- publishing, in the caller's thread ---------------------------------------------------------
 
     def _publish(self, kind: str, message: _Message, *, retain: bool = False) -> None:
-        self._in_flight[self._send(self._the_client, kind, message, retain=retain)] = kind
+        if not self._in_flight:
+            self._progress_s = time.monotonic()
+        message_id = self._send(self._the_client, kind, message, retain=retain)
+        self._in_flight[message_id] = _Sent(kind, self._n_events)
+        self._n_events += kind in _EVENTS
 
     def _send(self, client: Client, kind: str, message: _Message, *, retain: bool, qos: int = _QOS) -> int:
         """Hand to paho, which sends it again after a reconnect if need be; returns the message id."""
@@ -318,9 +390,9 @@ class MqttPublisher(Sink):
         return client.publish(f"{self._topic}/{kind}", encode(message), qos, retain, properties).mid
 
     def _announcement(self, reason: str) -> list[tuple[str, Status | Info]]:
-        return [("status", self._status("online", reason)), ("info", self._info)]
+        return [("status", self._status or self._status_now("online", reason)), ("info", self._info)]
 
-    def _status(self, state: Literal["online", "offline"], reason: str) -> Status:
+    def _status_now(self, state: Literal["online", "offline"], reason: str) -> Status:
         return Status(state=state, reason=reason, boot_id=self._boot_id, since=timestamp(time.time()))
 
     def _may_publish(self) -> bool:
@@ -351,13 +423,14 @@ class MqttPublisher(Sink):
                 self._heed_loss(reason)
         return False
 
-    def _heed_acknowledgement(self, kind: str | None, reason: ReasonCode) -> bool:
+    def _heed_acknowledgement(self, sent: _Sent | None, reason: ReasonCode) -> bool:
         if reason.is_failure:
-            raise self._failure(
-                f"{self._address} did not accept {kind or 'the announcement'} on {self._topic}: {reason}"
-            )
+            what = "the announcement" if sent is None else sent.kind
+            raise self._failure(f"{self._address} did not accept {what} on {self._topic}: {reason}")
         self._resending = self._resending and bool(self._in_flight)
-        return kind is not None
+        if sent is not None:
+            self._progress_s = time.monotonic()
+        return sent is not None
 
     def _heed_loss(self, reason: ReasonCode) -> None:
         if str(reason) == "Session taken over":
@@ -368,6 +441,9 @@ class MqttPublisher(Sink):
         if self._connected:
             self._last_loss = str(reason)
         self._connected = False
+        if not self._reconnect:
+            lost = f"lost the connection to {self._address} ({self._last_loss.lower()})"
+            raise self._failure(f"{lost}: {self._unacknowledged()}")
         self._resending = bool(self._in_flight)
 
     def _failure(self, message: str) -> NetworkError:
@@ -376,14 +452,17 @@ class MqttPublisher(Sink):
         return NetworkError(message)
 
     def _silence_of_broker(self) -> str:
-        n_events = sum(kind == "tags" for kind in self._in_flight.values())
-        rest = f"{n_events} event{'' if n_events == 1 else 's'} not acknowledged"
+        rest = self._unacknowledged()
         if self._connected:
             return f"{self._address} acknowledged nothing for {self._ack_timeout_s:g} s: {rest}"
         return (
             f"lost the connection to {self._address} ({self._last_loss.lower()})"
             f" and did not get it back within {self._ack_timeout_s:g} s: {rest}"
         )
+
+    def _unacknowledged(self) -> str:
+        n_events = sum(sent.kind in _EVENTS for sent in self._in_flight.values())
+        return f"{n_events} event{'' if n_events == 1 else 's'} not acknowledged"
 
     @property
     def _the_client(self) -> Client:
@@ -417,8 +496,8 @@ class MqttPublisher(Sink):
             self._notices.put(_Lost(reason))
 
     def _log_trouble(self, what: str, reason: ReasonCode) -> None:
-        """While still connecting, trouble ends in an exception, or in another attempt."""
-        if self._client is not None:
+        """While still connecting, or if not to connect again, trouble ends in an exception."""
+        if self._client is not None and self._reconnect:
             _log.warning(what, broker=str(self._address), reason=str(reason))
 
     def _on_publish(

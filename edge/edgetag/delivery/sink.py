@@ -44,6 +44,10 @@ class Sink(Protocol):
         """How the sensor is; may be dropped."""
         return None  # noqa: RET501
 
+    def unconfirmed(self) -> int:
+        """How many of the latest events and sounds are handed over, but not known to have arrived."""
+        return 0
+
 
 class Tee(Sink):
     """Hands each event to several sinks in order; they are entered in order and left in reverse."""
@@ -83,3 +87,6 @@ class Tee(Sink):
     def report(self, health: Health) -> None:
         for sink in self._sinks:
             sink.report(health)
+
+    def unconfirmed(self) -> int:
+        return max((sink.unconfirmed() for sink in self._sinks), default=0)

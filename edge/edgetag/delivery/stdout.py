@@ -13,7 +13,7 @@ from typing import BinaryIO, Self, TextIO
 import msgspec
 
 from edgetag.contract.errors import OutputError
-from edgetag.contract.event import TagsEvent, encode
+from edgetag.contract.event import SoundEvent, Status, TagsEvent, encode
 from edgetag.contract.taxonomy import Taxonomy
 from edgetag.delivery.sink import Sink
 
@@ -33,10 +33,16 @@ _CSV_COLUMNS = (
 
 
 class JsonLines(Sink):
-    """One event a line, byte for byte what a broker would get. `stream` is binary (`sys.stdout.buffer`)."""
+    """One event a line, byte for byte what a broker would get.
 
-    def __init__(self, stream: BinaryIO) -> None:
+    Args:
+        stream: binary (`sys.stdout.buffer`).
+        everything: sounds that begin and end and the sensor's states are lines, too; `schema` tells which.
+    """
+
+    def __init__(self, stream: BinaryIO, *, everything: bool = False) -> None:
         self._stream = stream
+        self._everything = everything
 
     def deliver(self, event: TagsEvent) -> None:
         """Write one line, whole.
@@ -44,7 +50,20 @@ class JsonLines(Sink):
         Raises:
             BrokenPipeError: nobody reads any more.
         """
-        self._stream.write(encode(event) + b"\n")
+        self._write(event)
+
+    def sound(self, event: SoundEvent) -> None:
+        """Write one line, whole, if `everything` is to be written; raises as `deliver`."""
+        if self._everything:
+            self._write(event)
+
+    def state(self, status: Status) -> None:
+        """Write one line, whole, if `everything` is to be written; raises as `deliver`."""
+        if self._everything:
+            self._write(status)
+
+    def _write(self, message: msgspec.Struct) -> None:
+        self._stream.write(encode(message) + b"\n")
         self._stream.flush()
 
 
@@ -128,6 +147,18 @@ class Stdout(Sink):
         if not self._gone:
             with self._watched():
                 self._sink.deliver(event)
+
+    def sound(self, event: SoundEvent) -> None:
+        """Print a sound that began or ended; raises as `deliver`."""
+        if not self._gone:
+            with self._watched():
+                self._sink.sound(event)
+
+    def state(self, status: Status) -> None:
+        """Print the sensor's state; raises as `deliver`."""
+        if not self._gone:
+            with self._watched():
+                self._sink.state(status)
 
     @contextmanager
     def _watched(self) -> Iterator[None]:

@@ -4,6 +4,8 @@
 UTC                LAeq  eng mach imp saw alert music voice dog  heard
 10:00:00     63.2 dB(A)  ▁▁▁ ▁▁▁  ▁▁▁ ▁▁▁ ▁▁▁   ▂▂▂   ███   ▁▁▁  human-voice 91%: large-crowd 80%
 ```
+A state of the sensor, and a sound that begins or ends, is a line of words under its own time.
+
 A table whose rows come one by one cannot fit its columns to what is still to come, so the widths are
 fixed: the bars are named where the terminal is wide enough and numbered, under a legend, where not.
 """
@@ -11,10 +13,11 @@ fixed: the bars are named where the terminal is wide enough and numbered, under 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+import msgspec
 from rich.console import Console
 from rich.text import Text
 
-from edgetag.contract.event import Level, TagsEvent
+from edgetag.contract.event import Level, SoundEvent, Status, TagsEvent
 from edgetag.contract.taxonomy import Category, Tag, Taxonomy
 from edgetag.delivery.sink import Sink
 
@@ -61,6 +64,30 @@ class Table(Sink):
             self._layout = _Layout.fitting(self._console.width, self._taxonomy)
             self._print_header(self._layout)
         self._print_row(self._layout, self._cells(self._layout, event), self._heard(event))
+
+    def sound(self, event: SoundEvent) -> None:
+        """Print one line; raises as `deliver`."""
+        if event.kind == "start":
+            said = f"{event.name} begins, {event.peak:.0%}"
+            self._print_words(event.start, Text(said, "bold"))
+        else:
+            why = (
+                ""
+                if event.reason in (msgspec.UNSET, "faded")
+                else f" ({str(event.reason).replace('_', ' ')})"
+            )
+            said = f"{event.name} ended after {event.duration_s:.0f} s, at most {event.peak:.0%}{why}"
+            self._print_words(event.end, Text(said))
+
+    def state(self, status: Status) -> None:
+        """Print one line; raises as `deliver`."""
+        said = f"{status.state.replace('_', ' ')}: {status.reason}"
+        self._print_words(status.since, Text(said, "green" if status.state == "online" else "yellow"))
+
+    def _print_words(self, at: str, said: Text) -> None:
+        line = Text(f"{at[11:19]} ") + said
+        line.truncate(self._console.width, overflow="ellipsis")
+        self._print(line)
 
     def _print_header(self, layout: "_Layout") -> None:
         if not layout.named:
