@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetag.capture.microphone import DeviceError, Microphone, Piece
+from edgetag.capture.microphone import BLOCK_S, DeviceError, Microphone, Piece
 
 Signal = Callable[[int, int], NDArray[np.float32]]
 
@@ -68,11 +68,13 @@ class FakeMicrophone:
         n_channels: int = 1,
         true_rate: float = 1.0,
     ) -> None:
+        """`true_rate`: frames that come for each that should."""
         self.time, self.faults, self.signal = time, faults, signal
         self.buffer_frames = buffer_frames or time.rate_hz // 2
         self.n_channels, self.true_rate = n_channels, true_rate
         self.world: list[tuple[int, int]] = []
         self.n_open = 0
+        self.device: FakeDevice | None = None
         self._n_refusals = 0
 
     def open(self) -> "FakeDevice":
@@ -81,7 +83,8 @@ class FakeMicrophone:
             raise DeviceError("street: not there")
         self.n_open += 1
         assert self.n_open == 1
-        return FakeDevice(self)
+        self.device = FakeDevice(self)
+        return self.device
 
     def go(self, n_refusals: int) -> None:
         self._n_refusals = n_refusals
@@ -94,14 +97,15 @@ class FakeDevice:
     def __init__(self, owner: FakeMicrophone) -> None:
         self._owner, self._time = owner, owner.time
         self.name, self.rate_hz, self.n_channels = "street", owner.time.rate_hz, owner.n_channels
-        self._next = owner.time.frame  # in the world, that has not been read or dropped
+        self._next = self._begin = owner.time.frame  # in the world, that has not been read or dropped
 
     def read(self, n_frames: int) -> tuple[NDArray[np.float32], bool]:
         fault = next(self._owner.faults, None)
         overflowed = self._suffer(fault) if fault else False
         first = self._next
         self._next += n_frames
-        self._time.frame = max(self._time.frame, self._next)
+        due = self._begin + round((self._next - self._begin) / self._owner.true_rate)
+        self._time.frame = max(self._time.frame, due)
         self._owner.world.append((first, n_frames))
         frames = self._owner.signal(first, self._next)
         if fault and fault.kind == "zeros":
@@ -141,12 +145,18 @@ class SteppedMicrophone(Microphone):
 
     def __init__(self, fake: FakeMicrophone, end_frame: int, *, n_steps: int = 1) -> None:
         super().__init__(fake.open, monotonic=fake.time.monotonic, jitter=lambda: 0.0)
-        self._time, self._end_frame, self._n_steps = fake.time, end_frame, n_steps
+        self._fake, self._time, self._end_frame, self._n_steps = fake, fake.time, end_frame, n_steps
 
     def pieces(self) -> Iterator[Piece]:
         while self._time.frame < self._end_frame:
             for _ in range(self._n_steps):
                 self._time.wait(self.step())
+            while self._fake.n_open and self._is_late():  # what the thread has read meanwhile
+                self.step()
             while piece := self.next():
                 yield piece
         self._capture.close()
+
+    def _is_late(self) -> bool:
+        device = self._fake.device
+        return device is not None and device.pending() >= round(device.rate_hz * BLOCK_S)

@@ -5,40 +5,48 @@ Exit codes: 0 done · 1 internal error · 2 usage or input · 3 bundle · 4 netw
 
 import logging
 import os
-import signal
 import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import UTC, datetime
-from enum import StrEnum
 from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgetag.assembly import (
+    Format,
+    VariantName,
+    hop_s_of,
+    is_terminal,
+    printer,
+    reader_may_leave,
+    replaced_on_hangup,
+    settings_with,
+)
 from edgetag.bench_cli import bench
 from edgetag.bundle_cli import app as bundle_app
 from edgetag.config_cli import app as config_app
-from edgetag.contract.errors import EdgetagError, InputError, OutputError
+from edgetag.contract.errors import EdgetagError, InputError
 from edgetag.contract.event import DEFAULT_PREFIX
 from edgetag.contract.frontend import MIN_VALID, WINDOW_S
 from edgetag.devices_cli import devices
-from edgetag.terminal import forget_unwritable_stdout, print_text
+from edgetag.run_cli import run
+from edgetag.terminal import print_text
 
 if TYPE_CHECKING:
     from edgetag.capture.source import Block, Source
-    from edgetag.config import Settings
     from edgetag.daemon import Summary
     from edgetag.delivery.sink import Sink
     from edgetag.health import HealthWatch
-    from edgetag.loading import Loader
+    from edgetag.loading import Loaded
     from edgetag.replacement import Replacement
+    from edgetag.tagging.sounds import SoundEvents
     from edgetag.tagging.stream import EventStream
-    from edgetag.tagging.tagger import Tagger
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -53,18 +61,6 @@ app.add_typer(bundle_app, name="bundle")
 app.add_typer(config_app, name="config")
 
 INTERRUPTED_EXIT = 130
-
-
-class Format(StrEnum):
-    json = "json"
-    table = "table"
-    csv = "csv"
-
-
-class VariantName(StrEnum):
-    auto = "auto"
-    fp32 = "fp32"
-    int8 = "int8"
 
 
 def main() -> None:
@@ -110,7 +106,9 @@ def replay(
         list[str],
         typer.Argument(metavar="FILE…", help="WAV, FLAC, OGG or MP3 files; - reads a WAV from stdin."),
     ],
-    hop: Annotated[float, typer.Option("--hop", help="Seconds from one window's start to the next.")] = 5.0,
+    hop: Annotated[
+        float | None, typer.Option("--hop", help="Seconds from one window's start to the next; 5 if absent.")
+    ] = None,
     format: Annotated[
         Format | None, typer.Option("--format", help="What to print; json if nothing is published.")
     ] = None,
@@ -147,6 +145,8 @@ def replay(
 
     Example: edgetag replay street.flac --format table
     """
+    from edgetag.contract.frontend import SAMPLE_RATE_HZ
+    from edgetag.daemon import sounds_of
     from edgetag.delivery.address import check_prefix, check_sensor
     from edgetag.health import HealthWatch
     from edgetag.loading import Loader
@@ -155,22 +155,25 @@ def replay(
     from edgetag.tagging.tagger import check_start
     from edgetag.tagging.tagger import hop_samples as to_samples
 
-    hop_samples = to_samples(hop)
+    if hop is not None:
+        to_samples(hop)  # refused before anything is loaded
     check_prefix(prefix)
     sensor = check_sensor(sensor or _replay_sensor())
     start_utc_s = check_start(start.replace(tzinfo=UTC).timestamp()) if start else None
-    loader = Loader(partial(_settings, config, bundle, variant), state_directory())
+    over = {"bundle__path": bundle and str(bundle), "runtime__variant": variant and variant.value}
+    loader = Loader(partial(settings_with, config, **over), state_directory())
     failed = False
-    with _reader_may_leave(), ExitStack() as stack:
-        replacement = stack.enter_context(_replaced_on_hangup(loader))
-        tagger, refusal = loader.load_or_previous()
-        stream = EventStream(tagger, sensor=sensor)
-        watch = HealthWatch(stream)
+    with reader_may_leave(), ExitStack() as stack:
+        replacement = stack.enter_context(replaced_on_hangup(loader))
+        loaded, refusal = loader.load_or_previous()
+        stream = EventStream(loaded.tagger, sensor=sensor, conditions=loaded.conditions)
+        watch, sounds = HealthWatch(stream), sounds_of(loaded, stream)
+        hop_samples = to_samples(hop_s_of(loaded, hop))
         stack.enter_context(replacement)
-        sink = stack.enter_context(_sink(tagger, stream, format, mqtt, prefix, hop))
+        sink = stack.enter_context(_sink(loaded, stream, format, mqtt, prefix, hop_samples / SAMPLE_RATE_HZ))
         if refusal:
-            sink.report(watch.refused(refusal))
-        progress = _is_terminal(sys.stderr) and not (_is_terminal(sys.stdout) and (format or not mqtt))
+            watch.refused(refusal)
+        progress = is_terminal(sys.stderr) and not (is_terminal(sys.stdout) and (format or not mqtt))
         for file in files:
             try:
                 duration_s = _replay_one(
@@ -180,6 +183,7 @@ def replay(
                     hop_samples,
                     start_utc_s,
                     watch,
+                    sounds,
                     replacement,
                     realtime=realtime,
                     progress=progress,
@@ -204,54 +208,9 @@ def demo() -> None:
     print_text(run_demo())
 
 
+app.command()(run)
 app.command()(bench)
 app.command()(devices)
-
-
-def _settings(config: Path | None, bundle: Path | None, variant: VariantName | None) -> "Settings":
-    """The configuration file's settings, or the defaults, and the command line's over them."""
-    import msgspec
-
-    from edgetag.config import Settings, read_settings
-
-    settings = Settings() if config is None else read_settings(config)
-    if bundle is not None:
-        settings = msgspec.structs.replace(
-            settings, bundle=msgspec.structs.replace(settings.bundle, path=str(bundle))
-        )
-    if variant is not None:
-        settings = msgspec.structs.replace(
-            settings, runtime=msgspec.structs.replace(settings.runtime, variant=variant.value)
-        )
-    return settings
-
-
-@contextmanager
-def _replaced_on_hangup(loader: "Loader") -> "Iterator[Replacement]":
-    """SIGHUP asks for the bundle anew. With a terminal it means that the terminal has gone, as ever.
-
-    What is yielded is yet to be entered; until then a wish waits.
-    """
-    from edgetag.replacement import Replacement
-
-    replacement = Replacement(loader.load)
-    if _has_terminal():
-        yield replacement
-        return
-    before = signal.signal(signal.SIGHUP, lambda *_: replacement.ask())
-    try:
-        yield replacement
-    finally:
-        signal.signal(signal.SIGHUP, before)
-
-
-def _has_terminal() -> bool:
-    """Whether the process has a controlling terminal, whatever its streams are."""
-    try:
-        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
-    except OSError:
-        return False
-    return True
 
 
 def _replay_one(
@@ -261,7 +220,8 @@ def _replay_one(
     hop_samples: int,
     start_utc_s: float | None,
     watch: "HealthWatch",
-    replacement: "Replacement",
+    sounds: "SoundEvents",
+    replacement: "Replacement[Loaded]",
     *,
     realtime: bool,
     progress: bool,
@@ -290,6 +250,7 @@ def _replay_one(
                 label=os.fsencode(file).decode("utf-8", "replace"),
                 observers=[*observers, advance] if advance else observers,
                 watch=watch,
+                sounds=sounds,
                 replacement=replacement,
             )
     _check_heard(file, summary)
@@ -309,7 +270,7 @@ def _check_heard(file: str, summary: "Summary") -> None:
 
 
 def _sink(
-    tagger: "Tagger",
+    loaded: "Loaded",
     stream: "EventStream",
     format: Format | None,
     mqtt: str | None,
@@ -328,7 +289,7 @@ def _sink(
             MqttPublisher(
                 parse_url(mqtt),
                 sensor=stream.sensor,
-                info=tagger.info(hop_s),
+                info=loaded.tagger.info(hop_s),
                 boot_id=stream.boot,
                 prefix=prefix,
             )
@@ -336,39 +297,8 @@ def _sink(
     if format is not None or mqtt is None:
         from edgetag.delivery.stdout import Stdout
 
-        sinks.append(Stdout(_printer(tagger, format or Format.json), may_leave=bool(sinks)))
+        sinks.append(Stdout(printer(loaded.tagger.taxonomy, format or Format.json), may_leave=bool(sinks)))
     return Tee(sinks)
-
-
-def _printer(tagger: "Tagger", format: Format) -> "Sink":
-    if sys.stdout is None:
-        raise OutputError("stdout is closed; give events somewhere to go, e.g. > events.json")
-    match format:
-        case Format.json:
-            from edgetag.delivery.stdout import JsonLines
-
-            return JsonLines(sys.stdout.buffer)
-        case Format.csv:
-            from edgetag.delivery.stdout import Csv
-
-            return Csv(sys.stdout, tagger.taxonomy)
-        case Format.table:
-            from rich.console import Console
-
-            from edgetag.delivery.table import Table
-
-            return Table(Console(), tagger.taxonomy)
-
-
-@contextmanager
-def _reader_may_leave() -> Iterator[None]:
-    """`edgetag replay … | head -1`: a reader who has had enough is no error."""
-    try:
-        yield
-    except BrokenPipeError:
-        raise typer.Exit from None
-    finally:
-        forget_unwritable_stdout()
 
 
 @contextmanager
@@ -391,10 +321,6 @@ def _progress(source: "Source", duration_s: float | None) -> Iterator[Callable[[
 def _replay_sensor() -> str:
     """By the host's name, but never its live sensor's own id: a broker keeps one connection an id."""
     return f"replay-{socket.gethostname().partition('.')[0]}"[:64]
-
-
-def _is_terminal(stream: TextIO | None) -> bool:
-    return stream is not None and stream.isatty()
 
 
 def _complain(error: Exception) -> None:

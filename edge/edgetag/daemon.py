@@ -1,4 +1,4 @@
-"""The data path: source → windows → tags → sink."""
+"""The data path of a recording: source → windows → tags → sink. A microphone's is in `listener`."""
 
 import time
 from collections import Counter
@@ -10,13 +10,14 @@ import structlog
 from edgetag.capture.source import Block, DamagedAudio, Source
 from edgetag.capture.windows import Window, Windower
 from edgetag.contract.errors import BundleError, EdgetagError
-from edgetag.contract.event import Verdict
-from edgetag.contract.frontend import SAMPLE_RATE_HZ
+from edgetag.contract.event import SoundEvent, Verdict
+from edgetag.contract.frontend import SAMPLE_RATE_HZ, WINDOW_S
 from edgetag.delivery.sink import Sink
 from edgetag.health import HealthWatch
+from edgetag.loading import Loaded
 from edgetag.replacement import Replacement
+from edgetag.tagging.sounds import SoundEvents
 from edgetag.tagging.stream import EventStream
-from edgetag.tagging.tagger import Tagger
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger("edgetag.daemon")
 
@@ -44,7 +45,8 @@ def run(
     label: str | None = None,
     observers: Sequence[Callable[[Block], None]] = (),
     watch: HealthWatch | None = None,
-    replacement: Replacement | None = None,
+    sounds: SoundEvents | None = None,
+    replacement: Replacement[Loaded] | None = None,
 ) -> Summary:
     """Tag everything a source delivers, window by window, until it ends.
 
@@ -57,6 +59,7 @@ def run(
         label: the events' `source`; None for a microphone.
         observers: called with each block before it is heard (pacing, progress).
         watch: of `stream`; a new one if absent.
+        sounds: told of each event, watches for sounds that begin and end; they end with the source.
         replacement: entered; whatever bundle it brings takes over between two windows.
 
     Raises:
@@ -65,16 +68,22 @@ def run(
     windower = Windower(source.rate_hz, hop_samples=hop_samples)
     summary, damage = Summary(), None
     watch = watch or HealthWatch(stream)
+    max_gap_s = max(0.0, hop_samples / SAMPLE_RATE_HZ - WINDOW_S)
+
+    def publish(events: Iterable[SoundEvent]) -> None:
+        for event in events:
+            sink.sound(event)
 
     def deliver(windows: Iterable[Window]) -> None:
         for window in windows:
-            if replacement is not None:
-                _take_over(replacement, stream, sink, watch, hop_samples / SAMPLE_RATE_HZ)
-            event = stream.event(window, start_utc_s=start_utc_s, source=label)
-            sink.deliver(event)
-            summary.verdicts[event.verdict] += 1
+            if replacement is not None and (outcome := replacement.outcome()) is not None:
+                take_over(outcome, stream, sounds, sink, watch, hop_samples / SAMPLE_RATE_HZ)
             if watch.due:
                 sink.report(watch.health())
+            event = stream.event(window, start_utc_s=start_utc_s, source=label)
+            sink.deliver(event)
+            publish(sounds.take(event, max_gap_s=max_gap_s) if sounds else ())
+            summary.verdicts[event.verdict] += 1
 
     try:
         for block in source.blocks():
@@ -85,27 +94,53 @@ def run(
     except DamagedAudio as error:
         damage = error
     deliver(windower.finish())
+    publish(sounds.end() if sounds else ())
     summary.not_finite = windower.n_not_finite
     if damage is not None:
         raise damage
     return summary
 
 
-def _take_over(
-    replacement: Replacement, stream: EventStream, sink: Sink, watch: HealthWatch, hop_s: float
-) -> None:
-    """Hear with the bundle that was wished for, if it is ready; say so, or why it was refused."""
-    outcome, was = replacement.outcome(), stream.tagger
-    if isinstance(outcome, Tagger) and outcome.taxonomy != was.taxonomy:
-        outcome = BundleError(f"{outcome.bundle.model} has another taxonomy; start edgetag anew to change it")
-    if isinstance(outcome, EdgetagError):
-        _log.error("bundle.refused", reason=str(outcome), still=was.bundle.model)
-        sink.report(watch.refused(str(outcome)))
-    elif outcome is not None:
-        _log.warning("bundle.replaced", by=outcome.bundle.model, was=was.bundle.model)
-        stream.tagger = outcome
-        sink.announce(outcome.info(hop_s))
-        sink.report(watch.took_over())
+def sounds_of(loaded: Loaded, stream: EventStream) -> SoundEvents:
+    """What watches a stream's events for sounds, by the settings.
+
+    Raises:
+        InputError: the settings have a rule for a tag that the bundle does not have.
+    """
+    return SoundEvents(loaded.rules(), loaded.names, sensor=stream.sensor, boot=stream.boot)
+
+
+def take_over(
+    outcome: Loaded | EdgetagError,
+    stream: EventStream,
+    sounds: SoundEvents | None,
+    sink: Sink,
+    watch: HealthWatch,
+    hop_s: float,
+) -> bool:
+    """Hear with the bundle and the settings that were read anew, from the next window on, or say why not.
+
+    Returns whether that is so.
+    """
+    was = stream.tagger
+    try:
+        if isinstance(outcome, EdgetagError):
+            raise outcome
+        if outcome.tagger.taxonomy != was.taxonomy:
+            model = outcome.tagger.bundle.model
+            raise BundleError(f"{model} has another taxonomy; start edgetag anew to change it")
+        rules = outcome.rules()
+    except EdgetagError as error:
+        _log.error("bundle.refused", reason=str(error), still=was.bundle.model)
+        watch.refused(str(error))
+        return False
+    stream.tagger, stream.conditions = outcome.tagger, outcome.conditions
+    _log.warning("bundle.replaced", by=stream.tagger.bundle.model, was=was.bundle.model)
+    for sound in sounds.change(rules, outcome.names) if sounds else ():
+        sink.sound(sound)
+    sink.announce(stream.tagger.info(hop_s))
+    watch.took_over()
+    return True
 
 
 def real_time(rate_hz: int, sleep: Callable[[float], None] = time.sleep) -> Callable[[Block], None]:

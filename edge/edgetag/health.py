@@ -4,7 +4,9 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
-from edgetag.contract.event import BundleHealth, Health, timestamp
+import msgspec
+
+from edgetag.contract.event import AudioHealth, BundleHealth, Health, LoadHealth, timestamp
 from edgetag.tagging.machine import resident_bytes
 from edgetag.tagging.stream import EventStream
 
@@ -17,11 +19,18 @@ class HealthWatch:
     Args:
         stream: whose events are counted, and whose bundle hears.
         monotonic: seconds that no clock step touches.
+        wall: seconds since 1970.
     """
 
-    def __init__(self, stream: EventStream, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        stream: EventStream,
+        monotonic: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
         self._stream = stream
         self._monotonic = monotonic
+        self._wall = wall
         self._started_s = monotonic()
         self._due_s = self._started_s + INTERVAL_S
         self.bundle = self._bundle("ok")
@@ -31,30 +40,39 @@ class HealthWatch:
         """Whether a minute has passed since the last was written."""
         return self._monotonic() >= self._due_s
 
-    def took_over(self) -> Health:
-        """Another bundle hears from now on."""
+    def took_over(self) -> None:
+        """Another bundle hears from now on: the next health is due."""
         self.bundle = self._bundle("ok")
-        return self.health()
+        self._due_s = self._monotonic()
 
-    def refused(self, reason: str) -> Health:
-        """Another bundle was to take over, and was refused."""
+    def refused(self, reason: str) -> None:
+        """Another bundle was to take over, and was refused: the next health is due."""
         self.bundle = self._bundle("refused", reason)
-        return self.health()
+        self._due_s = self._monotonic()
 
-    def health(self) -> Health:
+    def health(
+        self,
+        *,
+        audio: AudioHealth | msgspec.UnsetType = msgspec.UNSET,
+        load: LoadHealth | msgspec.UnsetType = msgspec.UNSET,
+        clock_steps: int = 0,
+    ) -> Health:
         """How things are now; the next is due a minute later."""
         now_s = self._monotonic()
         self._due_s = now_s + INTERVAL_S
         return Health(
             sensor=self._stream.sensor,
             boot=self._stream.boot,
-            at=timestamp(time.time()),
+            at=timestamp(self._wall()),
             windows=self._stream.n_events,
             uptime_s=round(now_s - self._started_s, 1),
             cpu_s=round(time.process_time(), 1),
             rss_mb=round(resident_bytes() / 1e6, 1),
             bundle=self.bundle,
+            clock_steps=clock_steps,
+            audio=audio,
+            load=load,
         )
 
     def _bundle(self, state: Literal["ok", "refused"], reason: str = "") -> BundleHealth:
-        return BundleHealth(self._stream.tagger.bundle.model, state, reason, timestamp(time.time()))
+        return BundleHealth(self._stream.tagger.bundle.model, state, reason, timestamp(self._wall()))

@@ -2,16 +2,48 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import structlog
 
 from edgetag.config import Settings
 from edgetag.contract.errors import BundleError
 from edgetag.tagging.choice import choose_variant
+from edgetag.tagging.conditions import Conditions
+from edgetag.tagging.sounds import Rule, rules_of
 from edgetag.tagging.store import store_in
 from edgetag.tagging.tagger import Tagger
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger("edgetag.bundle")
+
+
+class Loaded(NamedTuple):
+    """What hears, and how."""
+
+    tagger: Tagger
+    settings: Settings
+
+    @property
+    def conditions(self) -> Conditions:
+        """What the settings add to the bundle."""
+        return Conditions(self.settings.level.calibration_db, self.settings.gate.min_laeq_db)
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Of every tag."""
+        taxonomy = self.tagger.taxonomy
+        return {id: taxonomy.tags[id].name for id in taxonomy.ids}
+
+    def rules(self) -> dict[str, Rule]:
+        """When a tag's sound begins and ends.
+
+        Raises:
+            InputError: the settings have a rule for a tag that the bundle does not have.
+        """
+        events, thresholds = self.settings.events, self.tagger.thresholds
+        return rules_of(
+            thresholds, off_ratio=events.off_ratio, min_duration_s=events.min_duration_s, tags=events.tags
+        )
 
 
 class Loader:
@@ -27,7 +59,7 @@ class Loader:
         self._state = state
         self._store = store_in(state)
 
-    def load(self) -> Tagger:
+    def load(self) -> Loaded:
         """What is asked for now, checked whole.
 
         Raises:
@@ -35,13 +67,13 @@ class Loader:
             InputError: the settings or the public key cannot be read.
         """
         settings = self._settings()
-        return self._load(settings, self._asked_for(settings))
+        return Loaded(self._load(settings, self._asked_for(settings)), settings)
 
-    def load_or_previous(self) -> tuple[Tagger, str]:
+    def load_or_previous(self) -> tuple[Loaded, str]:
         """What is asked for, or the last good bundle where the installed one does not pass any more.
 
         Returns:
-            The tagger, and why it is not what was asked for; "" if it is.
+            What was loaded, and why it is not what was asked for; "" if it is.
 
         Raises:
             BundleError: neither passes, or a path was asked for.
@@ -49,14 +81,14 @@ class Loader:
         """
         settings = self._settings()
         try:
-            return self._load(settings, self._asked_for(settings)), ""
+            return Loaded(self._load(settings, self._asked_for(settings)), settings), ""
         except BundleError as error:
             is_installed = settings.bundle.path is None and self._store.current() is not None
             previous = self._store.previous() if is_installed else None
             if previous is None:
                 raise
             _log.error("bundle.refused", reason=str(error), instead=str(previous))
-            return self._load(settings, previous), str(error)
+            return Loaded(self._load(settings, previous), settings), str(error)
 
     def _asked_for(self, settings: Settings) -> Path:
         if settings.bundle.path is not None:

@@ -12,27 +12,29 @@ import queue
 import threading
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Generic, Self, TypeVar
 
 import structlog
 
 from edgetag.contract.errors import EdgetagError
-from edgetag.tagging.tagger import Tagger
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger("edgetag.bundle")
 
 
-class Replacement:
+_LoadedT = TypeVar("_LoadedT")
+
+
+class Replacement(Generic[_LoadedT]):
     """Loads on request, in a thread of its own, for as long as it is entered.
 
     Args:
         load: reads the bundle that is to take over, checks it whole and runs its self-test.
     """
 
-    def __init__(self, load: Callable[[], Tagger]) -> None:
+    def __init__(self, load: Callable[[], _LoadedT]) -> None:
         self._load = load
         self._wishes: queue.SimpleQueue[bool] = queue.SimpleQueue()  # reentrant: a signal handler may put
-        self._outcomes: queue.SimpleQueue[Tagger | EdgetagError] = queue.SimpleQueue()
+        self._outcomes: queue.SimpleQueue[_LoadedT | EdgetagError] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="bundle", daemon=True)
 
     def __enter__(self) -> Self:
@@ -50,8 +52,8 @@ class Replacement:
         """Wish for the bundle to be read anew. Returns at once; may be called from a signal handler."""
         self._wishes.put(True)
 
-    def outcome(self) -> Tagger | EdgetagError | None:
-        """What became of the last wish, once: a tagger, the reason why there is none, or nothing yet."""
+    def outcome(self) -> _LoadedT | EdgetagError | None:
+        """What became of the last wish, once: what was loaded, why it was not, or nothing yet."""
         found = None
         while not self._outcomes.empty():
             found = self._outcomes.get()

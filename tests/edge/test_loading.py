@@ -31,8 +31,8 @@ def bundle(folder: Path, p: float) -> Path:
 
 def test_where_nothing_is_installed_the_starter_hears(tmp_path: Path) -> None:
     """A new sensor works without being told anything."""
-    tagger, refusal = loader(tmp_path, settings()).load_or_previous()
-    assert (tagger.bundle.manifest.name, refusal) == ("starter", "")
+    loaded, refusal = loader(tmp_path, settings()).load_or_previous()
+    assert (loaded.tagger.bundle.manifest.name, refusal) == ("starter", "")
 
 
 def test_what_is_installed_hears_unless_a_path_is_asked_for(tmp_path: Path) -> None:
@@ -41,9 +41,9 @@ def test_what_is_installed_hears_unless_a_path_is_asked_for(tmp_path: Path) -> N
     BundleStore(tmp_path / "state" / "bundles").install(installed)
     now = [settings()]
     loads = Loader(lambda: now[0], tmp_path / "state")
-    assert loads.load().bundle.sha256 == Tagger.load(installed).bundle.sha256
+    assert loads.load().tagger.bundle.sha256 == Tagger.load(installed).bundle.sha256
     now[0] = settings(asked)
-    assert loads.load().bundle.sha256 == Tagger.load(asked).bundle.sha256
+    assert loads.load().tagger.bundle.sha256 == Tagger.load(asked).bundle.sha256
 
 
 def test_a_start_with_a_damaged_bundle_goes_back_to_the_one_before(tmp_path: Path) -> None:
@@ -52,8 +52,8 @@ def test_a_start_with_a_damaged_bundle_goes_back_to_the_one_before(tmp_path: Pat
     first, second = (store.install(bundle(tmp_path, p)) for p in (0.1, 0.2))
     (second / "root.onnx").write_bytes(b"")
     loads = loader(tmp_path, settings())
-    tagger, refusal = loads.load_or_previous()
-    assert tagger.bundle.sha256 == Tagger.load(first).bundle.sha256
+    loaded, refusal = loads.load_or_previous()
+    assert loaded.tagger.bundle.sha256 == Tagger.load(first).bundle.sha256
     assert "root.onnx is truncated" in refusal
     with pytest.raises(BundleError, match="truncated"):
         loads.load()
@@ -101,7 +101,7 @@ def test_a_variant_that_is_asked_for_is_that_or_nothing(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="no int8 variant, only fp32"):
         loader(tmp_path, asked).load()
     auto = msgspec.structs.replace(asked, runtime=RuntimeSettings("auto"))
-    assert loader(tmp_path, auto).load().bundle.variant == "fp32"
+    assert loader(tmp_path, auto).load().tagger.bundle.variant == "fp32"
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from edgetag.capture.ledger import Ledger
 from edgetag.capture.microphone import BLOCK_S, RING_S, DeviceError, Lost, Microphone, Opened, Piece, Tick
 from edgetag.capture.ring import BlockRing
 from edgetag.capture.source import Block
+from edgetag.capture.windows import Windower
 from fakes_microphone import FakeMicrophone, Fault, SteppedMicrophone, VirtualTime, noise
 
 RATE_HZ = 8000
@@ -205,3 +206,24 @@ def test_a_ring_keeps_copies() -> None:
     assert ring
     assert [taken.first_frame for taken in iter(ring.take, None)] == [4, 8]
     assert not ring
+
+
+@given(faults=st.lists(FAULTS, max_size=40))
+@settings(max_examples=40, deadline=None)
+def test_windows_without_a_fault_are_those_of_a_recording(faults: list[Fault | None]) -> None:
+    """Any schedule of faults: a window that says it is whole is, bit for bit, what passed on the street."""
+    rate_hz, size = 44_100, 8820
+    fake = FakeMicrophone(VirtualTime(rate_hz), iter(faults))
+    world, begin, n_whole, windower = iter(fake.world), 0, 0, Windower(rate_hz, hop_samples=4410)
+    for piece in SteppedMicrophone(fake, 15 * rate_hz).pieces():
+        match piece:
+            case Opened():
+                windower = Windower(rate_hz, hop_samples=4410, window_samples=size)
+            case Block():
+                begin = next(world)[0] - piece.first_frame
+                for window in windower.feed(piece):
+                    if window.valid == 1 and window.overruns == 0 and window.samples.all():
+                        first = begin + window.start_sample
+                        np.testing.assert_array_equal(window.samples, noise(first, first + size))
+                        n_whole += 1
+    assert n_whole or any(fault is not None for fault in faults)

@@ -22,11 +22,13 @@ from jsonschema import Draft202012Validator
 
 from edgetag import Tagger
 from edgetag.capture.source import Block
+from edgetag.config import Settings
 from edgetag.contract.errors import BundleError
 from edgetag.contract.event import Health, Info, TagsEvent, encode, json_schema
 from edgetag.daemon import run
 from edgetag.delivery.sink import Sink
 from edgetag.health import INTERVAL_S, HealthWatch
+from edgetag.loading import Loaded
 from edgetag.replacement import Replacement
 from edgetag.tagging.stream import EventStream
 from fakes_bundle import write_bundle
@@ -84,9 +86,9 @@ def heard(start: Path, load: Callable[[], Tagger]) -> Diary:
     """A run that begins with the bundle `start` and wishes for what `load` gives before 12 are heard."""
     loaded = threading.Event()
 
-    def load_and_tell() -> Tagger:
+    def load_and_tell() -> Loaded:
         try:
-            return load()
+            return Loaded(load(), Settings())
         finally:
             loaded.set()
 
@@ -180,9 +182,13 @@ def test_health_is_due_every_minute(old: Path) -> None:
     assert not watch.due
     now[0] = INTERVAL_S + 5
     assert watch.due
-    assert watch.refused("no").uptime_s == INTERVAL_S + 5
+    assert watch.health().uptime_s == INTERVAL_S + 5
     assert not watch.due
     now[0] += INTERVAL_S
+    assert watch.due
+    watch.health()
+    assert not watch.due
+    watch.refused("no")
     assert watch.due
     health = watch.health()
     assert health.bundle.state == "refused"

@@ -135,8 +135,8 @@ class SoundEvent(msgspec.Struct, frozen=True, kw_only=True):
 class Status(msgspec.Struct, frozen=True, kw_only=True):
     """Retained on `<prefix>/<sensor>/status`; also the last will (`offline`, reason `connection lost`).
 
-    `online`: hearing. `degraded`: hearing, but not everything, or not as it was asked to. `no_audio`: running,
-    and there is nothing to hear with. `since`: when this state began.
+    `online`: hearing. `degraded`: hearing, but not everything, or not as it was asked to. `no_audio`: there
+    is nothing to hear with. `since`: when this state began.
     """
 
     schema: Literal["edgetag.status/1"] = "edgetag.status/1"

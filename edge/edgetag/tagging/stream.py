@@ -10,7 +10,7 @@ from edgetag.capture.clock import kernel_clock_synced
 from edgetag.capture.windows import Window
 from edgetag.contract.event import Audio, Clock, TagsEvent, new_boot_id, timestamp
 from edgetag.contract.frontend import SAMPLE_RATE_HZ, WINDOW_S
-from edgetag.tagging.conditions import NO_CONDITIONS
+from edgetag.tagging.conditions import NO_CONDITIONS, Conditions
 
 if TYPE_CHECKING:
     from edgetag.tagging.tagger import Tagger
@@ -24,9 +24,7 @@ class EventStream:
         sensor: sensor id, as in the topics.
         monotonic: the clock that `Window.delivered_s` was read from.
         clock_synced: whether the system clock is disciplined.
-
-    Attributes:
-        conditions: what the sensor's place adds to the bundle; may be replaced between two windows.
+        conditions: what the sensor's place adds to the bundle; others may take their place, too.
     """
 
     def __init__(
@@ -36,13 +34,14 @@ class EventStream:
         sensor: str,
         monotonic: Callable[[], float] = time.monotonic,
         clock_synced: Callable[[], bool] = kernel_clock_synced,
+        conditions: Conditions = NO_CONDITIONS,
     ) -> None:
         self.boot = new_boot_id()
         self.tagger = tagger
         self.sensor = sensor
         self._monotonic = monotonic
         self._clock_synced = clock_synced
-        self.conditions = NO_CONDITIONS
+        self.conditions = conditions
         self._seq = 0
 
     @property

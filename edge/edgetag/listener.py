@@ -1,0 +1,195 @@
+"""The data path of a microphone, which comes and goes: pieces → windows → tags, sounds, state → sink.
+
+```
+microphone's thread   device ─ ring
+this thread                     └─ windows ─ ladder ─ tags ─ sounds ─ sink
+                                               └─ waited too long: counted, not tagged
+sink's thread                                                          └─ network
+```
+"""
+
+import time
+from collections.abc import Callable, Iterable
+
+import structlog
+
+from edgetag.capture.clock import SystemTime
+from edgetag.capture.ledger import Ledger
+from edgetag.capture.microphone import Lost, Microphone, Opened, Piece
+from edgetag.capture.source import Block
+from edgetag.capture.windows import Window, Windower
+from edgetag.condition import Condition
+from edgetag.config import LIVE, changes
+from edgetag.contract.errors import EdgetagError
+from edgetag.contract.event import SoundEvent, State, Status, timestamp
+from edgetag.contract.frontend import SAMPLE_RATE_HZ, WINDOW_S
+from edgetag.daemon import sounds_of, take_over
+from edgetag.delivery.sink import Sink
+from edgetag.health import HealthWatch
+from edgetag.ladder import Ladder
+from edgetag.loading import Loaded
+from edgetag.notify import Notifier
+from edgetag.replacement import Replacement
+from edgetag.tagging.stream import EventStream
+
+STARTING_S = 60.0  # a start may take so much longer, each time a microphone was looked for and not found
+
+_log: structlog.typing.FilteringBoundLogger = structlog.get_logger("edgetag.listener")
+
+
+class Listener:
+    """Tags what a microphone hears, and says how that goes.
+
+    Args:
+        stream: numbers and tags the windows.
+        loaded: the stream's bundle, and the settings of gate, level and sounds.
+        sink: open; must not make anybody wait.
+        hop_samples: from one window's start to the next, at 44.1 kHz, while there is time for all.
+        notifier: the service manager.
+        refusal: why the bundle that hears is not the one that was asked for; "" if it is.
+        monotonic: the microphone's clock.
+        system_time: UTC of that clock's readings.
+
+    Raises:
+        InputError: the settings have a rule for a tag that the bundle does not have.
+    """
+
+    def __init__(
+        self,
+        stream: EventStream,
+        loaded: Loaded,
+        sink: Sink,
+        *,
+        hop_samples: int,
+        notifier: Notifier,
+        refusal: str = "",
+        monotonic: Callable[[], float] = time.monotonic,
+        system_time: SystemTime | None = None,
+    ) -> None:
+        self._stream, self._settings, self._sink = stream, loaded.settings, sink
+        self._hop_samples = hop_samples
+        self._notifier = notifier
+        self._monotonic = monotonic
+        self._time = system_time or SystemTime()
+        self._condition, self._ledger = Condition(monotonic()), Ledger(monotonic())
+        self._ladder = Ladder(hop_samples)
+        self._watch = HealthWatch(stream, monotonic, lambda: self._time.utc_s(monotonic()))
+        if refusal:
+            self._watch.refused(refusal)
+        self._sounds = sounds_of(loaded, stream)
+        self._opened: Opened | None = None
+        self._windower: Windower | None = None
+        self._said: tuple[State, str] | None = None
+
+    def listen(self, microphone: Microphone, replacement: Replacement[Loaded] | None = None) -> None:
+        """Until the microphone is left: then what it has heard is tagged to the end.
+
+        Args:
+            microphone: entered.
+            replacement: entered; what it brings takes over between two windows.
+        """
+        self._say_state()
+        for piece in microphone.pieces():
+            self._take(piece)
+            if replacement is not None and (outcome := replacement.outcome()) is not None:
+                self._change(outcome)
+            if self._watch.due:
+                self._report()
+            if not microphone.is_behind:
+                self._tag_next()
+            self._say_state()
+        self._notifier.stopping()
+        self._end_audio()
+        self._report()
+
+    # -- audio -------------------------------------------------------------------------------------
+
+    def _take(self, piece: Piece) -> None:
+        self._ledger.note(piece)
+        self._condition.note(piece, self._monotonic())
+        match piece:
+            case Opened():
+                _log.info("microphone.opened", device=piece.name, rate_hz=piece.rate_hz)
+                self._opened = piece
+                self._windower = Windower(piece.rate_hz, hop_samples=self._hop_samples)
+            case Block() if self._windower is not None:
+                self._ladder.put(self._windower.feed(piece))
+            case Lost():
+                self._end_audio()
+                # To have looked for a device in vain is progress, too: a restart would not find one either.
+                self._notifier.extend_timeout(STARTING_S)
+                self._notifier.watchdog()
+
+    def _end_audio(self) -> None:
+        """The last windows are tagged, and whatever sounded ends."""
+        if self._windower is not None:
+            self._ladder.put(self._windower.finish())
+            while self._tag_next():
+                pass
+        self._publish(self._sounds.end())
+        self._windower = self._opened = None
+
+    def _tag_next(self) -> bool:
+        """Tag the window whose turn it is; whether there was one."""
+        began_s = self._monotonic()
+        window = self._ladder.next(began_s)
+        if window is None:
+            return False
+        event = self._stream.event(
+            window,
+            start_utc_s=self._start_utc_s(window),
+            clock_step_s=self._time.step_s(),
+            with_branches=self._ladder.with_branches,
+        )
+        self._sink.deliver(event)
+        self._publish(self._sounds.take(event, max_gap_s=self._left_out_s()))
+        if self._ladder.took(self._monotonic() - began_s, n_branches_skipped=len(event.skipped)):
+            _log.warning("load.step", step=self._ladder.step, reason=self._ladder.reason or "it keeps up")
+        if event.verdict != "too_little_audio":
+            self._notifier.ready()
+        self._notifier.watchdog()
+        return True
+
+    def _start_utc_s(self, window: Window) -> float:
+        """UTC of the stream's sample 0, as this window's first sample lets it appear."""
+        assert self._opened is not None
+        start_s = window.start_sample / SAMPLE_RATE_HZ
+        return self._time.utc_s(self._opened.pace.time_of(start_s * self._opened.rate_hz)) - start_s
+
+    def _left_out_s(self) -> float:
+        """Audio between two tagged windows that is left out on purpose: a sound goes on over it."""
+        return max(0.0, self._ladder.hop_s - WINDOW_S)
+
+    # -- what is said ------------------------------------------------------------------------------
+
+    def _publish(self, sounds: Iterable[SoundEvent]) -> None:
+        for sound in sounds:
+            self._sink.sound(sound)
+
+    def _say_state(self) -> None:
+        """Publish the state, if it is another one or has another reason."""
+        now_s = self._monotonic()
+        refusal = "a bundle was refused" if self._watch.bundle.state == "refused" else ""
+        state, reason = said = self._condition.state(now_s, self._ladder.reason, refusal)
+        if said == self._said:
+            return
+        self._said = said
+        log = _log.info if state == "online" else _log.warning
+        log("sensor.state", state=state, reason=reason)
+        since = timestamp(self._time.utc_s(now_s))
+        self._sink.state(Status(state=state, reason=reason, boot_id=self._stream.boot, since=since))
+        self._notifier.status(f"{state}: {reason}")
+
+    def _report(self) -> None:
+        audio, load = self._ledger.health(self._monotonic()), self._ladder.health()
+        self._sink.report(self._watch.health(audio=audio, load=load, clock_steps=self._time.n_steps))
+
+    # -- other settings, another bundle ------------------------------------------------------------
+
+    def _change(self, outcome: Loaded | EdgetagError) -> None:
+        """Go on with what was read anew, as far as that is possible, and say what is not."""
+        hop_s = self._hop_samples / SAMPLE_RATE_HZ
+        is_taken = take_over(outcome, self._stream, self._sounds, self._sink, self._watch, hop_s)
+        if is_taken and isinstance(outcome, Loaded):
+            for path in changes(self._settings, outcome.settings):
+                _log.warning("setting.changed" if path in LIVE else "setting.needs_restart", setting=path)

@@ -1,0 +1,222 @@
+"""`edgetag run`: the daemon."""
+
+import dataclasses
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgetag.assembly import (
+    Format,
+    VariantName,
+    hop_s_of,
+    is_terminal,
+    printer,
+    reader_may_leave,
+    replaced_on_hangup,
+    settings_with,
+)
+
+if TYPE_CHECKING:
+    from edgetag.capture.microphone import Microphone
+    from edgetag.config import Settings
+    from edgetag.contract.event import Info, Status
+    from edgetag.delivery.address import BrokerAddress
+    from edgetag.delivery.sink import Sink
+    from edgetag.loading import Loaded
+    from edgetag.tagging.stream import EventStream
+
+
+def run(
+    context: typer.Context,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[NAME]", help="Microphone, as `edgetag devices` names it.", show_default=False
+        ),
+    ] = None,
+    mic: Annotated[  # noqa: ARG001 - a microphone is the only thing there is to hear with
+        bool, typer.Option("--mic", help="Hear with a microphone: NAME, the configured or the default one.")
+    ] = True,
+    config: Annotated[Path | None, typer.Option("--config", help="Configuration file (YAML).")] = None,
+    mqtt: Annotated[
+        str | None, typer.Option("--mqtt", help="Publish to a broker: mqtt://[user:password@]host[:port]")
+    ] = None,
+    format: Annotated[
+        Format | None,
+        typer.Option("--format", help="What to print; if nothing is published, table or, in a pipe, json."),
+    ] = None,
+    hop: Annotated[
+        float | None,
+        typer.Option("--hop", help="Seconds from one window's start to the next; 5, if absent."),
+    ] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(
+            "--bundle", help="Bundle folder or archive; the installed one, or the starter, if absent."
+        ),
+    ] = None,
+    variant: Annotated[
+        VariantName | None, typer.Option("--variant", help="Nets to run; auto is what is faster here.")
+    ] = None,
+    sensor: Annotated[
+        str | None, typer.Option("--sensor", help="Sensor id of the events; the host's name if absent.")
+    ] = None,
+) -> None:
+    """Tag what a microphone hears, for as long as it runs.
+
+    A microphone that is not there, or goes, is waited for. SIGTERM or Ctrl-C ends it after what was heard has
+    been tagged; without a terminal, SIGHUP makes it read configuration and bundle anew.
+
+    Example: edgetag run --mic
+    """
+    from edgetag.capture.devices import load_portaudio
+    from edgetag.capture.microphone import Microphone
+    from edgetag.capture.portaudio import opener
+    from edgetag.delivery.address import check_sensor
+    from edgetag.listener import Listener
+    from edgetag.loading import Loader
+    from edgetag.notify import Notifier
+    from edgetag.state import state_directory
+    from edgetag.tagging.stream import EventStream
+    from edgetag.tagging.tagger import hop_samples as to_samples
+
+    read = partial(
+        settings_with,
+        config,
+        audio__device=name,
+        window__hop_s=hop,
+        bundle__path=bundle and str(bundle),
+        runtime__variant=variant and variant.value,
+        sensor__id=sensor,
+    )
+    settings = read()
+    _log_as(settings, verbose=bool(context.parent and context.parent.params.get("verbose")))
+    if hop is not None:
+        to_samples(hop)  # refused before anything is loaded
+    audio = settings.audio
+    open_device = opener(load_portaudio(), device=audio.device, channel=audio.channel, rate_hz=audio.rate_hz)
+    loader = Loader(read, state_directory())
+    microphone = Microphone(open_device)
+    with reader_may_leave(), ExitStack() as stack:
+        replacement = stack.enter_context(replaced_on_hangup(loader))
+        loaded, refusal = loader.load_or_previous()
+        stream = EventStream(
+            loaded.tagger,
+            sensor=check_sensor(settings.sensor.id or _host()),
+            conditions=loaded.conditions,
+        )
+        hop_samples = to_samples(hop_s_of(loaded))
+        stack.enter_context(replacement)
+        sink = stack.enter_context(_sink(loaded, stream, format, mqtt, hop_s_of(loaded)))
+        listener = Listener(
+            stream,
+            loaded,
+            sink,
+            hop_samples=hop_samples,
+            notifier=Notifier.from_environment(),
+            refusal=refusal,
+        )
+        stack.enter_context(_left_on_signal(microphone))
+        stack.enter_context(microphone)
+        listener.listen(microphone, replacement)
+    if microphone.hangs:
+        # A driver that does not come back would keep the process, or crash it at its end.
+        sys.stdout.flush()
+        os._exit(0)
+
+
+def _log_as(settings: "Settings", *, verbose: bool) -> None:
+    """Log by the settings, to a stderr of our own: the other is silenced while PortAudio is noisy."""
+    from edgetag.log import configure
+
+    if sys.stderr is not None:
+        sys.stderr = os.fdopen(os.dup(sys.stderr.fileno()), "w", buffering=1, errors="backslashreplace")
+    level = logging.INFO if verbose else logging.getLevelNamesMapping()[settings.log.level.upper()]
+    configure(level, settings.log.format)
+
+
+def _sink(
+    loaded: "Loaded", stream: "EventStream", format: Format | None, mqtt: str | None, hop_s: float
+) -> "Sink":
+    """Where events go: to the broker if there is one, to stdout if a format is named or there is none."""
+    from edgetag.delivery.sink import Tee
+
+    address = _broker(loaded.settings, mqtt)
+    sinks: list[Sink] = []
+    if address is not None:
+        sinks.append(_publisher(loaded, stream, address, hop_s))
+    if format is not None or address is None:
+        from edgetag.delivery.stdout import Stdout
+
+        shown = format or (Format.table if is_terminal(sys.stdout) else Format.json)
+        taxonomy = loaded.tagger.taxonomy
+        sinks.append(Stdout(printer(taxonomy, shown, everything=True), may_leave=bool(sinks)))
+    return Tee(sinks)
+
+
+def _broker(settings: "Settings", mqtt: str | None) -> "BrokerAddress | None":
+    """The command line's broker, or the configured one with its password."""
+    from edgetag.config import mqtt_password
+    from edgetag.delivery.address import parse_url
+
+    if mqtt is not None:
+        return parse_url(mqtt)
+    if settings.mqtt.url is None:
+        return None
+    secret = mqtt_password(settings)
+    password = None if secret is None else secret.reveal()
+    return dataclasses.replace(parse_url(settings.mqtt.url), user=settings.mqtt.user, password=password)
+
+
+def _publisher(loaded: "Loaded", stream: "EventStream", address: "BrokerAddress", hop_s: float) -> "Sink":
+    """To the broker, in a thread that waits for it as long as need be."""
+    from edgetag.delivery.background import Background
+    from edgetag.delivery.mqtt import MqttPublisher
+
+    def connect(status: "Status", info: "Info") -> "Sink":
+        return MqttPublisher(
+            address,
+            sensor=stream.sensor,
+            info=info,
+            boot_id=stream.boot,
+            prefix=loaded.settings.mqtt.prefix,
+            status=status,
+            farewell="stopped",
+        )
+
+    return Background(connect, info=loaded.tagger.info(hop_s))
+
+
+def _host() -> str:
+    return socket.gethostname().partition(".")[0][:64]
+
+
+@contextmanager
+def _left_on_signal(microphone: "Microphone") -> Iterator[None]:
+    """SIGTERM and Ctrl-C end the hearing; a second time, the process."""
+    signals = signal.SIGTERM, signal.SIGINT
+    before = [signal.getsignal(number) for number in signals]
+
+    def give_back() -> None:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
+
+    def leave(*_: object) -> None:
+        microphone.leave()
+        give_back()
+
+    for number in signals:
+        signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        give_back()
