@@ -155,7 +155,6 @@ class SoundEvents:
 
     def end(self) -> list[SoundEvent]:
         """The audio has ended: so do all sounds."""
-        self._heard_ms = None
         return self._close(self._open, "audio_ended")
 
     def change(self, rules: Mapping[str, Rule], names: Mapping[str, str]) -> list[SoundEvent]:
