@@ -1,14 +1,29 @@
 """A-weighted level of a window: LAeq, LAFmax, LA10, LA90.
 
-A-weighting is applied as the analogue curve of IEC 61672-1 (annex E) itself, by one Fourier transform of
-the whole window with zeros behind it: exact at every frequency, no digital filter's warping near the
-Nyquist rate. Fast time weighting (125 ms) runs over blocks of 3⅓ ms. Every sample counts once.
+A-weighting is applied as the analogue curve of IEC 61672-1 (annex E) itself, by Fourier transforms of pieces
+that overlap by all the time it rings: exact at every frequency, no digital filter's warping near the Nyquist
+rate. Fast time weighting (125 ms) is that of every sample, read every half millisecond. Every sample that was
+heard counts once.
+
+What was not heard does not count at all:
+
+```
+heard       ~~~~~~~~~.......~~~~~~~     LAeq: the mean over these
+weighted    ~~~~~~~~~-------~~~~~~~     a straight line is weighted in its place, so that a gap's borders do
+                                        not click (A-weighting hears no line); what it gives there is dropped
+averaged    ~~~~~~~~~~~~~~~~            the fast average stands still over a gap and goes on behind it
+```
+
+So do the window's own borders not click: a microphone's offset and the rumble below 20 Hz make no level.
 """
 
 import math
+from collections.abc import Sequence
+from itertools import chain, pairwise
 
 import numpy as np
 import scipy.fft
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from edgetag.contract.event import Level
@@ -17,9 +32,13 @@ from edgetag.contract.frontend import SAMPLE_RATE_HZ, WINDOW_SAMPLES
 FLOOR_DBFS = -120.0
 """What silence reads: below any microphone's own noise, and never taken for a level of 0."""
 FAST_S = 0.125
-_BLOCK_SAMPLES = SAMPLE_RATE_HZ // 300
-_SETTLING_SAMPLES = SAMPLE_RATE_HZ // 10  # A-weighting rings for less than this
-_N_FFT = scipy.fft.next_fast_len(WINDOW_SAMPLES + _SETTLING_SAMPLES, real=True)
+
+_N_PIECES = 8  # transforms of this length stay in the cache, and this many are computed side by side
+_PIECE_SAMPLES = WINDOW_SAMPLES // _N_PIECES
+_SETTLING_SAMPLES = SAMPLE_RATE_HZ // 10  # A-weighting rings for less than this, before and after
+_N_FFT = scipy.fft.next_fast_len(_PIECE_SAMPLES + 2 * _SETTLING_SAMPLES, real=True)
+_SETTLED = slice(_SETTLING_SAMPLES, _SETTLING_SAMPLES + _PIECE_SAMPLES)
+_BLOCK_SAMPLES = SAMPLE_RATE_HZ // 2100
 _FLOOR_POWER = 10 ** (FLOOR_DBFS / 10)
 
 # Pole frequencies of the A curve, IEC 61672-1:2013 annex E.
@@ -42,42 +61,110 @@ class LevelMeter:
 
     def __init__(self) -> None:
         self._weights = a_weighting(scipy.fft.rfftfreq(_N_FFT, 1 / SAMPLE_RATE_HZ)).astype(np.float32)
-        self._decay = float(np.exp(-_BLOCK_SAMPLES / SAMPLE_RATE_HZ / FAST_S))
+        self._padded = np.zeros(_N_FFT + (_N_PIECES - 1) * _PIECE_SAMPLES, np.float32)
+        self._pieces = sliding_window_view(self._padded, _N_FFT)[::_PIECE_SAMPLES]
+        # What each sample of a block adds to the fast average at the block's end.
+        decay = np.exp(-np.arange(_BLOCK_SAMPLES)[::-1] / (FAST_S * SAMPLE_RATE_HZ))
+        self._share = (-np.expm1(-1 / (FAST_S * SAMPLE_RATE_HZ)) * decay).astype(np.float32)
 
-    def __call__(self, samples: NDArray[np.float32]) -> Level:
-        """Level of one window. Uncalibrated: dBFS(A). Silence reads −120.
+    def __call__(self, samples: NDArray[np.float32], lost: Sequence[tuple[int, int]] = ()) -> Level:
+        """Level of what was heard of one window. Uncalibrated: dBFS(A). Silence reads −120.
+
+        LAFmax is of the average that begins at rest with the window, so that a burst reads the same anywhere;
+        it is at most 0.02 dB low. LA10 and LA90 are of the average over what has been heard so far, so that a
+        steady sound has one level from its first moment on.
+
+        Args:
+            samples: the window; what it holds where audio was lost does not matter.
+            lost: half-open ranges of samples that were not heard, in order. If that is all of them, the level
+                is that of silence.
 
         Shape: samples [441000] at 44.1 kHz
 
         Raises:
-            ValueError: another number of samples.
+            ValueError: another number of samples, or ranges that are not in order or not in the window.
         """
         if samples.shape != (WINDOW_SAMPLES,):
             raise ValueError(f"the level meter needs {WINDOW_SAMPLES} samples, got shape {samples.shape}")
-        spectrum = scipy.fft.rfft(samples, _N_FFT)
-        spectrum *= self._weights
-        weighted = scipy.fft.irfft(spectrum, _N_FFT, overwrite_x=True)[:WINDOW_SAMPLES]
-        blocks = weighted.reshape(-1, _BLOCK_SAMPLES)
-        power = np.einsum("bs,bs->b", blocks, blocks, dtype=np.float32) / _BLOCK_SAMPLES
+        heard = _heard(lost)
+        if not heard:
+            return Level(FLOOR_DBFS, FLOOR_DBFS, FLOOR_DBFS, FLOOR_DBFS)
+        power = self._power(samples, heard)
+        if lost:
+            power = np.concatenate([power[start:end] for start, end in heard])
         fast = self._fast(power)
-        la90, la10 = np.percentile(fast, [10, 90])
+        la90, la10 = np.percentile(fast / _settled(len(power), len(fast)), [10, 90])
         return Level(_db(float(power.mean())), _db(float(fast.max())), _db(float(la10)), _db(float(la90)))
 
+    def _power(self, samples: NDArray[np.float32], heard: list[tuple[int, int]]) -> NDArray[np.float32]:
+        """Square of the A-weighted samples.
+
+        Shape: [441000] -> [441000]
+        """
+        self._fill(samples, heard)
+        spectra = scipy.fft.rfft(self._pieces)
+        spectra *= self._weights
+        weighted = scipy.fft.irfft(spectra, _N_FFT, overwrite_x=True)
+        power: NDArray[np.float32] = np.square(weighted[:, _SETTLED]).reshape(-1)
+        return power
+
+    def _fill(self, samples: NDArray[np.float32], heard: list[tuple[int, int]]) -> None:
+        """The samples with lines through the gaps, and with as much before and after as the pieces reach."""
+        (first, _), (_, end) = heard[0], heard[-1]
+        window = self._padded[_SETTLING_SAMPLES:][:WINDOW_SAMPLES]
+        window[:] = samples
+        for (_, before), (after, _) in pairwise(heard):
+            line = np.linspace(samples[before - 1], samples[after], after - before + 2)
+            window[before:after] = line[1:-1]
+        self._padded[: _SETTLING_SAMPLES + first] = samples[first]
+        self._padded[_SETTLING_SAMPLES + end :] = samples[end - 1]
+
     def _fast(self, power: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Exponential averaging over 125 ms, from rest: a burst reads the same anywhere."""
-        decay, averaged, state = self._decay, np.empty(len(power)), 0.0
-        for k, block in enumerate(power.tolist()):
-            state = decay * state + (1 - decay) * block
-            averaged[k] = state
+        """Exponential averaging over 125 ms, from rest, at the end of each block; the last ends with `power`.
+
+        Shape: [n_samples] -> [n_samples / 21, rounded up]
+        """
+        n_blocks = -(-len(power) // _BLOCK_SAMPLES)
+        if missing := n_blocks * _BLOCK_SAMPLES - len(power):
+            power = np.concatenate([np.zeros(missing, np.float32), power])  # nothing is added to rest
+        averaged: NDArray[np.float64] = (power.reshape(-1, _BLOCK_SAMPLES) @ self._share).astype(np.float64)
+        n_summed = 1  # blocks in each sum; every pass adds the sum that ends where it begins
+        while n_summed < n_blocks:
+            decay = math.exp(-n_summed * _BLOCK_SAMPLES / (FAST_S * SAMPLE_RATE_HZ))
+            averaged[n_summed:] += decay * averaged[:-n_summed]
+            n_summed *= 2
         return averaged
 
 
+def _heard(lost: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """What lies around the lost ranges.
+
+    >>> _heard([(0, 5), (20, 30)])
+    [(5, 20), (30, 441000)]
+    """
+    borders = [0, *chain.from_iterable(lost), WINDOW_SAMPLES]
+    if borders != sorted(borders):
+        raise ValueError(f"lost ranges are {lost}; expected some in order in {WINDOW_SAMPLES} samples")
+    return [(start, end) for start, end in zip(borders[::2], borders[1::2], strict=True) if start < end]
+
+
+def _settled(n_samples: int, n_blocks: int) -> NDArray[np.float64]:
+    """Sum of the fast average's weights by the end of each block: 0 at rest, 1 after a second or so."""
+    n_heard = n_samples - _BLOCK_SAMPLES * np.arange(n_blocks)[::-1]
+    return -np.expm1(-n_heard / (FAST_S * SAMPLE_RATE_HZ))
+
+
 def calibrated(level: Level, calibration_db: float | None) -> Level:
-    """`level` in dB(A) re 20 µPa, by what a full-scale mean square is there; as it is if that is unknown."""
+    """`level` in dB(A) re 20 µPa, which a mean square of 1 has `calibration_db` of; as it is, if None."""
     if calibration_db is None:
         return level
-    figures = (level.laeq_db, level.lafmax_db, level.la10_db, level.la90_db)
-    return Level(*(round(figure + calibration_db, 2) for figure in figures), calibrated=True)
+    return Level(
+        laeq_db=round(level.laeq_db + calibration_db, 2),
+        lafmax_db=round(level.lafmax_db + calibration_db, 2),
+        la10_db=round(level.la10_db + calibration_db, 2),
+        la90_db=round(level.la90_db + calibration_db, 2),
+        calibrated=True,
+    )
 
 
 def _db(power: float) -> float:

@@ -160,7 +160,7 @@ class Tagger:
 
         Shape: samples [441000] at 44.1 kHz
         """
-        level = calibrated(self._level(samples), conditions.calibration_db)
+        level = calibrated(self._level(samples, lost), conditions.calibration_db)
         if valid < MIN_VALID:
             return Analysis("too_little_audio", level, {}, {}, [], [])
         if is_silent(samples):
