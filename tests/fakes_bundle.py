@@ -49,10 +49,11 @@ def constant_net(probabilities: Sequence[float], *, embedding: bool = False) -> 
     return _model(nodes, inputs, [output], [logits, zero])
 
 
-def mean_embedding_net() -> bytes:
-    """`patches` -> `embedding`: every feature is its patch's mean."""
-    shape = numpy_helper.from_array(np.array([PATCHES_SHAPE[0], -1], np.int64), "shape")
+def mean_embedding_net(n_patches: int | None = None) -> bytes:
+    """`patches` -> `embedding`: every feature is its patch's mean. Takes any number of patches if absent."""
+    n = n_patches or "n"
     size = PATCHES_SHAPE[1] * PATCHES_SHAPE[2]
+    shape = numpy_helper.from_array(np.array([n_patches or -1, size], np.int64), "shape")
     weights = numpy_helper.from_array(
         np.full((size, EMBEDDING_OUTPUT_SHAPE[1]), 1 / size, np.float32), "weights"
     )
@@ -60,8 +61,10 @@ def mean_embedding_net() -> bytes:
         helper.make_node("Reshape", [PATCHES_INPUT, "shape"], ["flat"]),
         helper.make_node("MatMul", ["flat", "weights"], [EMBEDDING_INPUT]),
     ]
-    inputs = [helper.make_tensor_value_info(PATCHES_INPUT, TensorProto.FLOAT, PATCHES_SHAPE)]
-    output = helper.make_tensor_value_info(EMBEDDING_INPUT, TensorProto.FLOAT, EMBEDDING_OUTPUT_SHAPE)
+    inputs = [helper.make_tensor_value_info(PATCHES_INPUT, TensorProto.FLOAT, (n, *PATCHES_SHAPE[1:]))]
+    output = helper.make_tensor_value_info(
+        EMBEDDING_INPUT, TensorProto.FLOAT, (n, *EMBEDDING_OUTPUT_SHAPE[1:])
+    )
     return _model(nodes, inputs, [output], [shape, weights])
 
 
@@ -71,10 +74,12 @@ def write_bundle(
     branches: Mapping[str, Sequence[float]] | None = None,
     *,
     embedding: bool = False,
+    n_patches: int | None = None,
     **changes: Any,
 ) -> Path:
     """A whole bundle of constant nets in `path`; `changes` replace keys of its manifest.
 
+    `n_patches` is what its embedding net takes; any number if absent.
     With an embedding the golden window's probabilities depend on it and must be given as `golden_root`.
     """
     path.mkdir(parents=True, exist_ok=True)
@@ -101,7 +106,7 @@ def write_bundle(
         "golden": file_entry(path / "golden.npz") | {"tolerance": {"fp32": 0.001}},
     }
     if embedding:
-        (path / "embedding.onnx").write_bytes(mean_embedding_net())
+        (path / "embedding.onnx").write_bytes(mean_embedding_net(n_patches))
         manifest["embedding"] = {"kind": "mean", "variants": {"fp32": file_entry(path / "embedding.onnx")}}
         manifest["fusion"] = "concat"
     (path / "bundle.yaml").write_text(yaml.safe_dump(manifest | changes, sort_keys=False))

@@ -159,14 +159,18 @@ def test_a_net_that_is_none(bundle: Path, data: bytes) -> None:
 
 def test_a_net_of_another_kind(bundle: Path) -> None:
     """Doubles, or a shape that is open: nothing a sensor's buffers fit."""
-    for kind, shape in ((TensorProto.DOUBLE, LOGMEL_SHAPE), (TensorProto.FLOAT, ("n", *LOGMEL_SHAPE[1:]))):
+    for kind, shape, said in (
+        (TensorProto.DOUBLE, LOGMEL_SHAPE, "not float32 of fixed shape"),
+        (TensorProto.FLOAT, (1, 1, 128, "n"), "not float32 of fixed shape"),
+        (TensorProto.FLOAT, ("n", *LOGMEL_SHAPE[1:]), "takes 'logmel' n×1×128×862; expected 'logmel' 1×1×"),
+    ):
         source = helper.make_tensor_value_info(LOGMEL_INPUT, kind, shape)
         output = helper.make_tensor_value_info(OUTPUT, kind, shape)
         node = helper.make_node("Identity", [LOGMEL_INPUT], [OUTPUT])
         graph = helper.make_graph([node], "g", [source], [output])
         opset = [helper.make_opsetid("", 18)]
         with_net(bundle, helper.make_model(graph, opset_imports=opset, ir_version=10).SerializeToString())
-        assert "not float32 of fixed shape" in refusal(bundle)
+        assert said in refusal(bundle)
 
 
 def with_nodes(bundle: Path, *nodes: onnx.NodeProto) -> None:

@@ -78,17 +78,18 @@ def export_embedding(
 
     In the int8 variant the last layer with weights and all after it stay in float: in VGGish that is PCA
     and quantisation to eight bits, where a rounded input would be rounded again. How far it is from fp32 is
-    stated. Until all is well `out` stays as it was.
+    stated. The number of patches is free, so that a sensor need not compute one twice. Until all is well
+    `out` stays as it was.
 
     Args:
-        net: VGGish, or another net of the same shapes.
+        net: VGGish, or another net of the same shapes, each patch by itself.
         out: a folder that is empty or absent, or holds an older embedding.
         kind: as events' and manifests' readers shall know it.
         source: where the weights come from.
         calibration: patches that show the range of every activation.
         int8: whether an int8 variant is wanted beside the fp32 one, which training takes.
 
-    Shape: net [10, 96, 64] -> [10, 128], calibration [n, 10, 96, 64]
+    Shape: net [n, 96, 64] -> [n, 128], calibration [n, 10, 96, 64]
 
     Raises:
         InputError: `out` holds something else.
@@ -97,7 +98,7 @@ def export_embedding(
     check_room(out, "embedding", MANIFEST_NAME, _NAMES.__contains__)
     with replaced(out) as folder:
         paths = {variant: folder / f"embedding.{variant}.onnx" for variant in VARIANTS[: 2 if int8 else 1]}
-        save_onnx(net, {PATCHES_INPUT: PATCHES_SHAPE}, EMBEDDING_INPUT, paths["fp32"])
+        save_onnx(net, {PATCHES_INPUT: PATCHES_SHAPE}, EMBEDDING_INPUT, paths["fp32"], free=True)
         difference = None
         if int8:
             feeds = ({PATCHES_INPUT: patches} for patches in calibration)

@@ -1,4 +1,4 @@
-"""Nets to ONNX files of fixed shapes, and to eight bits."""
+"""Nets to ONNX files, and to eight bits."""
 
 import logging
 import warnings
@@ -23,17 +23,33 @@ _QUANTISED = (*sorted(_WEIGHTED), "MaxPool", "Relu", "Reshape", "Transpose")
 Feed = Mapping[str, NDArray[np.float32]]
 
 
-def save_onnx(net: nn.Module, inputs: Mapping[str, tuple[int, ...]], output: str, path: Path) -> None:
-    """Export a net with named inputs of fixed shapes and one output, without what tells where it was made.
+def save_onnx(
+    net: nn.Module,
+    inputs: Mapping[str, tuple[int, ...]],
+    output: str,
+    path: Path,
+    *,
+    free: bool = False,
+) -> None:
+    """Export a net with named inputs and one output, without what tells where it was made.
 
     A layer with weights is named as in the net (`classifier.7`).
+
+    Args:
+        net: the net.
+        inputs: shapes by name.
+        output: its name.
+        path: the file to write.
+        free: whether the first dimension of all of them shall be free; all shapes are fixed otherwise.
     """
+    dynamic = tuple({0: torch.export.Dim("n")} for _ in inputs) if free else None
     with _quiet_exporter():
         program = torch.onnx.export(
             net.eval(),
             tuple(torch.zeros(shape) for shape in inputs.values()),
             input_names=list(inputs),
             output_names=[output],
+            dynamic_shapes=dynamic,
             opset_version=OPSET,
             dynamo=True,
             verbose=False,

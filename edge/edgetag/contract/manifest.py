@@ -65,7 +65,10 @@ class Net(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Embedding(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The embedding net: ten 96×64 log-mel patches in, 10×128 out (one contract, many nets)."""
+    """The embedding net: ten 96×64 log-mel patches in, 10×128 out, each by itself (one contract, many nets).
+
+    Where the net leaves their number free, patches that windows share are computed once.
+    """
 
     kind: str
     variants: dict[Variant, File]

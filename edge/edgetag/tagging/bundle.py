@@ -5,7 +5,7 @@ compared by `Tagger`, which can compute them.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -38,15 +38,20 @@ from edgetag.tagging.npz import read_npz
 from edgetag.tagging.onnx_file import ForeignDataError, check_onnx
 from edgetag.tagging.signature import check_signature
 
-Shape = tuple[int, ...]
+Shape = tuple[int | None, ...]
+"""None is a first dimension of any size."""
 MAX_GOLDEN_BYTES = 2**26
 PATCHES_INPUT = "patches"
 PATCHES_SHAPE = (VGGISH_N_PATCHES, VGGISH_PATCH_FRAMES, VGGISH_N_MELS)
 EMBEDDING_OUTPUT_SHAPE = EMBEDDING_SHAPE[1:]
+_EMBEDDING_NETS: tuple[tuple[dict[str, Shape], dict[str, Shape]], ...] = tuple(
+    ({PATCHES_INPUT: (n, *PATCHES_SHAPE[1:])}, {EMBEDDING_INPUT: (n, *EMBEDDING_OUTPUT_SHAPE[1:])})
+    for n in (None, VGGISH_N_PATCHES)
+)
 
 
 class OnnxNet:
-    """One ONNX net: named float32 inputs of fixed shape, one output.
+    """One ONNX net: named float32 inputs, one output, of fixed shapes but perhaps for the first dimension.
 
     Memory is taken from the heap for a call and given back (no arena, no planned block). With the bundle that
     ships, a process that hears holds 171 to 195 MB instead of 238 (one arena for all sessions: 180), with
@@ -62,7 +67,7 @@ class OnnxNet:
 
     Raises:
         BundleError: the runtime cannot load it, it keeps data in another file, or a tensor is not float32 of
-            fixed shape.
+            fixed shape; only the first dimension may be free.
     """
 
     def __init__(self, data: bytes, name: str, threads: int = 1) -> None:
@@ -86,24 +91,28 @@ class OnnxNet:
             ) from error
         tensors = [*self._session.get_inputs(), *self._session.get_outputs()]
         for tensor in tensors:
-            if tensor.type != "tensor(float)" or not all(isinstance(size, int) for size in tensor.shape):
+            if tensor.type != "tensor(float)" or not all(isinstance(size, int) for size in tensor.shape[1:]):
                 raise BundleError(
                     f"{name}: {tensor.name!r} is {tensor.type} {tensor.shape}, not float32 of fixed shape"
                 )
-        self.inputs: dict[str, Shape] = {i.name: tuple(i.shape) for i in self._session.get_inputs()}
-        self.outputs: dict[str, Shape] = {o.name: tuple(o.shape) for o in self._session.get_outputs()}
+        self.inputs = {tensor.name: _shape(tensor.shape) for tensor in self._session.get_inputs()}
+        self.outputs = {tensor.name: _shape(tensor.shape) for tensor in self._session.get_outputs()}
 
     def __call__(self, inputs: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
         """The net's only output for one window; inputs it does not have are left out.
 
+        Where the first dimension is free, the output has as many rows as the inputs.
+
         Raises:
             BundleError: the net cannot be run to its end, or gives another shape than it states.
         """
+        feed = {name: inputs[name] for name in self.inputs}
         try:
-            result: NDArray[np.float32] = self._session.run(None, {n: inputs[n] for n in self.inputs})[0]
+            result: NDArray[np.float32] = self._session.run(None, feed)[0]
         except Exception as error:  # onnxruntime has no common base of its own errors
             raise BundleError(f"{self.name} fails ({first_line(error)})") from error
-        if result.shape not in self.outputs.values():
+        n_rows = next(len(value) for value in feed.values())
+        if result.shape not in [_sized(shape, n_rows) for shape in self.outputs.values()]:
             raise BundleError(f"{self.name} gives {result.shape}; it states {_shapes(self.outputs)}")
         return result
 
@@ -176,13 +185,7 @@ def load_bundle(
     if manifest.embedding is not None:
         net_shapes[EMBEDDING_INPUT] = EMBEDDING_SHAPE
         embedding = _net(container, manifest.embedding.variants[chosen], threads)
-        _check(
-            embedding,
-            "the embedding",
-            {PATCHES_INPUT: PATCHES_SHAPE},
-            EMBEDDING_INPUT,
-            EMBEDDING_OUTPUT_SHAPE,
-        )
+        check_embedding(embedding)
     root = _net(container, manifest.root.variants[chosen], threads)
     _check(root, "the root net", net_shapes, OUTPUT, (1, manifest.root.outputs))
     branches = {}
@@ -191,6 +194,21 @@ def load_bundle(
         _check(branches[id], f"branch {id}", net_shapes, OUTPUT, (1, net.outputs))
     golden = _golden(container, manifest, chosen)
     return Bundle(manifest, hashlib.sha256(text).hexdigest(), chosen, root, branches, embedding, golden)
+
+
+def check_embedding(net: OnnxNet) -> None:
+    """Whether a net maps patches [n, 96, 64] to embeddings [n, 128], each by itself; n is free, or ten.
+
+    Raises:
+        BundleError: it has other tensors, or states that n is free and cannot be run on one patch.
+    """
+    if (net.inputs, net.outputs) not in _EMBEDDING_NETS:
+        expected = " or ".join(f"{_shapes(i)} to {_shapes(o)}" for i, o in _EMBEDDING_NETS)
+        raise BundleError(
+            f"{net.name} maps {_shapes(net.inputs)} to {_shapes(net.outputs)}; an embedding {expected}"
+        )
+    if net.inputs[PATCHES_INPUT][0] is None:
+        net({PATCHES_INPUT: np.zeros((1, *PATCHES_SHAPE[1:]), np.float32)})
 
 
 def read_manifest(container: Container, public_key: Path | None = None) -> tuple[bytes, Manifest]:
@@ -266,7 +284,7 @@ def _net(container: Container, file: File, threads: int) -> OnnxNet:
 def _check(net: OnnxNet, name: str, inputs: Mapping[str, Shape], output: str, shape: Shape) -> None:
     for found, shape_found in net.inputs.items():
         if inputs.get(found) != shape_found:
-            raise BundleError(f"{name} takes {found!r} of shape {shape_found}; expected {_shapes(inputs)}")
+            raise BundleError(f"{name} takes {_shapes({found: shape_found})}; expected {_shapes(inputs)}")
     if net.outputs != {output: shape}:
         raise BundleError(
             f"{name} gives {_shapes(net.outputs)}; the manifest states {_shapes({output: shape})}"
@@ -296,5 +314,15 @@ def _golden(container: Container, manifest: Manifest, variant: Variant) -> Golde
     return golden
 
 
+def _shape(stated: Sequence[int | str | None]) -> Shape:
+    """As onnxruntime states it: a free dimension has a name or none."""
+    return tuple(size if isinstance(size, int) else None for size in stated)
+
+
+def _sized(shape: Shape, n_rows: int) -> Shape:
+    return tuple(n_rows if size is None else size for size in shape)
+
+
 def _shapes(tensors: Mapping[str, Shape]) -> str:
-    return ", ".join(f"{name!r} {'×'.join(map(str, shape))}" for name, shape in tensors.items())
+    sizes = {name: ["n" if size is None else str(size) for size in shape] for name, shape in tensors.items()}
+    return ", ".join(f"{name!r} {'×'.join(shape)}" for name, shape in sizes.items())

@@ -21,10 +21,11 @@ from edgetag.dsp.logmel import LogMel
 from edgetag.tagging.bundle import Bundle, OnnxNet, load_bundle, starter_path
 from edgetag.tagging.cascade import fired, run_cascade
 from edgetag.tagging.conditions import NO_CONDITIONS, Conditions
-from edgetag.tagging.embedding import Embedder
+from edgetag.tagging.embedding import PATCH_SAMPLES, Embedder
 from edgetag.tagging.stream import EventStream
 
 DEFAULT_HOP_S = 5.0
+DEFAULT_EMBEDDING_HOP_S = 5 * PATCH_SAMPLES / SAMPLE_RATE_HZ  # 4.8
 _LATEST_START_S = 253_370_764_800.0  # 9999-01-01
 Features = dict[str, NDArray[np.float32]]
 
@@ -103,7 +104,7 @@ class Tagger:
         samples: ArrayLike,
         sample_rate_hz: int,
         *,
-        hop_s: float = DEFAULT_HOP_S,
+        hop_s: float | None = None,
         sensor: str = "local",
         start_utc_s: float = 0.0,
     ) -> list[TagsEvent]:
@@ -112,7 +113,7 @@ class Tagger:
         Args:
             samples: floats with full scale ±1, or int16. Channels are averaged.
             sample_rate_hz: a whole number, 4,000 to 384,000; other than 44.1 kHz is resampled.
-            hop_s: seconds from one window's start to the next, at least 0.1.
+            hop_s: seconds from one window's start to the next, at least 0.1; `default_hop_s` if absent.
             sensor: the events' sensor id.
             start_utc_s: when the first sample was heard, seconds since 1970. By default events count
                 from 1970-01-01T00:00:00, so that `start` reads as the place in the recording.
@@ -130,7 +131,7 @@ class Tagger:
         frames, rate_hz = _as_frames(samples), _as_rate(sample_rate_hz)
         check_stream("samples", rate_hz, frames.shape[1])
         check_start(start_utc_s)
-        windower = Windower(rate_hz, hop_samples=hop_samples(hop_s))
+        windower = Windower(rate_hz, hop_samples=hop_samples(self.default_hop_s if hop_s is None else hop_s))
         stream = EventStream(self, sensor=sensor)
         events: list[TagsEvent] = []
         for first in range(0, len(frames), rate_hz):  # a second at a time, since windows are large
@@ -156,7 +157,7 @@ class Tagger:
             lost: half-open ranges of samples that were not.
             start_sample: its place in the stream, so that it can share work with the window before.
             conditions: of the sensor.
-            with_branches: without them the root's own fine probabilities stand, and `skipped` says which fired.
+            with_branches: without them the root's own fine probabilities stand; `skipped` says which fired.
 
         Shape: samples [441000] at 44.1 kHz
         """
@@ -169,7 +170,7 @@ class Tagger:
             return Analysis("silent", level, coarse, fine, [], [])
         if conditions.min_laeq_db is not None and level.laeq_db < conditions.min_laeq_db:
             return Analysis("quiet", level, {}, {}, [], [])
-        features = self.features(samples)
+        features = self.features(samples, start_sample)
         branches, rule = self.bundle.branches, self.bundle.manifest.cascade
         found = run_cascade(
             _probabilities(self.bundle.root, features),
@@ -198,12 +199,21 @@ class Tagger:
             hop_s=hop_s,
         )
 
-    def features(self, samples: NDArray[np.float32]) -> Features:
-        """The nets' inputs for one window; valid until the next call."""
+    @property
+    def default_hop_s(self) -> float:
+        """Seconds from one window's start to the next that suit the bundle.
+
+        Half a window: 5, so that windows of a recording begin at whole seconds. With an embedding 4.8, five
+        of its patches, so that overlapping windows share the other five (see `Embedder`).
+        """
+        return DEFAULT_HOP_S if self._embedder is None else DEFAULT_EMBEDDING_HOP_S
+
+    def features(self, samples: NDArray[np.float32], start_sample: int | None = None) -> Features:
+        """The nets' inputs for one window, at its place in the stream if known; valid until the next call."""
         self._logmel(samples, out=self._logmel_buffer[0, 0])
         features: Features = {LOGMEL_INPUT: self._logmel_buffer}
         if self._embedder is not None:
-            features[EMBEDDING_INPUT] = self._embedder(samples)
+            features[EMBEDDING_INPUT] = self._embedder(samples, start_sample)
         return features
 
     def _self_test(self) -> dict[str, float]:

@@ -15,11 +15,10 @@ from edgetag.contract.frontend import (
     WINDOW_S,
     WINDOW_SAMPLES,
 )
-from edgetag.contract.manifest import EMBEDDING_INPUT
 from edgetag.demo.scene import street_scene
 from edgetag.dsp.resample import resample
 from edgetag.dsp.vggish_logmel import VggishLogMel
-from edgetag.tagging.bundle import EMBEDDING_OUTPUT_SHAPE, PATCHES_INPUT, PATCHES_SHAPE, OnnxNet
+from edgetag.tagging.bundle import OnnxNet, check_embedding
 from edgetag_train.data.sounds import read_mono
 
 AUDIO_SUFFIXES = frozenset({".flac", ".mp3", ".ogg", ".wav"})
@@ -63,18 +62,12 @@ def recorded_patches(folder: Path, n_windows: int) -> NDArray[np.float32]:
 
 
 def check_embedding_net(net: bytes, path: Path) -> None:
-    """Whether a file's bytes are an embedding net: patches [10, 96, 64] -> embedding [10, 128].
+    """Whether a file's bytes are an embedding net: patches [n, 96, 64] -> embedding [n, 128], n free or ten.
 
     Raises:
         InputError: they are none.
     """
     try:
-        found = OnnxNet(net, str(path))
+        check_embedding(OnnxNet(net, str(path)))
     except BundleError as error:
         raise InputError(str(error)) from error
-    shapes = (found.inputs, found.outputs)
-    expected = ({PATCHES_INPUT: PATCHES_SHAPE}, {EMBEDDING_INPUT: EMBEDDING_OUTPUT_SHAPE})
-    if shapes != expected:
-        raise InputError(
-            f"{path} maps {shapes[0]} to {shapes[1]}; an embedding {expected[0]} to {expected[1]}"
-        )
