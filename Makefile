@@ -10,7 +10,7 @@ N_INSTALLED := dpkg-query --show --showformat='$${db:Status-Abbrev}\n' $(SYSTEM_
 EMULATION_PACKAGES := qemu-user-static debootstrap ca-certificates wget
 
 .NOTPARALLEL:
-.PHONY: demo test test-system lint format bench schema system-packages emulators clean
+.PHONY: demo test test-system soak lint format bench schema system-packages emulators clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/edgetag demo
@@ -21,6 +21,10 @@ test: $(VENV)/test.stamp system-packages lint
 # Other processors, emulated: the first time takes half an hour, most of it QEMU's.
 test-system: emulators $(VENV)/test.stamp
 	$(BIN)/pytest -q -s -m system tests/system
+
+# A week of audio with thousands of faults, in virtual time: about an hour.
+soak: $(VENV)/test.stamp
+	$(BIN)/pytest -q -s -m soak tests/system
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff format --check edge train tests

@@ -55,6 +55,7 @@ class FakeMicrophone:
 
     Attributes:
         world: of each block that was read, where it began in the world and how many frames it had.
+        n_read, n_dropped: frames, in all.
         n_open: devices that are open now.
     """
 
@@ -67,12 +68,15 @@ class FakeMicrophone:
         buffer_frames: int = 0,
         n_channels: int = 1,
         true_rate: float = 1.0,
+        keeps_world: bool = True,
     ) -> None:
         """`true_rate`: frames that come for each that should."""
         self.time, self.faults, self.signal = time, faults, signal
         self.buffer_frames = buffer_frames or time.rate_hz // 2
         self.n_channels, self.true_rate = n_channels, true_rate
         self.world: list[tuple[int, int]] = []
+        self.keeps_world = keeps_world
+        self.n_read = self.n_dropped = 0
         self.n_open = 0
         self.device: FakeDevice | None = None
         self._n_refusals = 0
@@ -106,7 +110,9 @@ class FakeDevice:
         self._next += n_frames
         due = self._begin + round((self._next - self._begin) / self._owner.true_rate)
         self._time.frame = max(self._time.frame, due)
-        self._owner.world.append((first, n_frames))
+        self._owner.n_read += n_frames
+        if self._owner.keeps_world:
+            self._owner.world.append((first, n_frames))
         frames = self._owner.signal(first, self._next)
         if fault and fault.kind == "zeros":
             frames = np.zeros_like(frames)
@@ -126,12 +132,16 @@ class FakeDevice:
                 self._time.frame += fault.n
             case "silent":
                 self._time.frame = max(self._time.frame, self._next) + fault.n
-                self._next = self._time.frame
+                self._drop_to(self._time.frame)
         n_kept = self._owner.buffer_frames
         if fault.kind != "late" or self.pending() <= n_kept:
             return False
-        self._next = self._time.frame - n_kept
+        self._drop_to(self._time.frame - n_kept)
         return True
+
+    def _drop_to(self, frame: int) -> None:
+        self._owner.n_dropped += frame - self._next
+        self._next = frame
 
 
 class SteppedMicrophone(Microphone):

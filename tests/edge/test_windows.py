@@ -401,3 +401,23 @@ def test_a_window_and_a_hop_have_a_length(hop: int, window: int) -> None:
 def test_the_kernel_answers() -> None:
     """Whether the clock is in step is a yes or a no, without any privilege."""
     assert kernel_clock_synced() in (True, False)
+
+
+@pytest.mark.parametrize("heard_s", [0.5, 10, 19.9, 30])
+@pytest.mark.parametrize("lost_s", [1, 1.9, 2.1, 9.9, 10, 10.1, 25, 1e6])
+def test_a_gap_of_any_length_is_crossed(heard_s: float, lost_s: float) -> None:
+    """
+    ~~~~~~~~~~............~~~~~~~~~~~~~~~~~    windows of real size, each with just its share of real audio
+    """
+    rate_hz, end = 8000, round((heard_s + lost_s) * 8000)
+    sound = np.full((rate_hz * 30, 1), 0.5, np.float32)
+    windower = Windower(rate_hz, hop_samples=5 * SAMPLE_RATE_HZ)
+    blocks = [*cut(sound[: round(heard_s * rate_hz)], [800] * 400), *cut(sound, [800] * 400, end)]
+    windows = all_windows(windower, [block for block in blocks if len(block.frames)])
+    for window in windows:
+        first_s = window.start_sample / SAMPLE_RATE_HZ
+        lost = max(0.0, min(first_s + 10, heard_s + lost_s) - max(first_s, heard_s))
+        assert window.valid == pytest.approx(1 - lost / 10, abs=1e-3)
+        assert sum(b - a for a, b in window.lost) / SAMPLE_RATE_HZ == pytest.approx(lost, abs=1e-3)
+        assert window.overruns == (lost > 0)
+    assert len(windows) >= 5

@@ -149,8 +149,9 @@ class Windower:
         self._note_gap(first_frame)
         # Only windows that end within one window of the audio reach back into it …
         near_frame = min(first_frame, self._flags.end + self._window_frames + 1)
-        self._flags.skip_to(near_frame)
-        windows += self._write(np.zeros(self._sample_at(near_frame) - self._samples.end, np.float32))
+        while self._flags.end < near_frame:  # a second at most, as in `feed`: the flags reach no further
+            self._flags.skip_to(min(near_frame, self._flags.end + self.rate_hz))
+            windows += self._write(np.zeros(self._sample_at(self._flags.end) - self._samples.end, np.float32))
         if near_frame < first_frame:
             # … and beyond them the next with any audio is the first that ends after the gap.
             self._flags.skip_to(first_frame)
