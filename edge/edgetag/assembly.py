@@ -63,14 +63,16 @@ def hop_s_of(loaded: "Loaded", asked_s: float | None = None) -> float:
 
 
 @contextmanager
-def replaced_on_hangup(loader: "Loader") -> "Iterator[Replacement[Loaded]]":
+def replaced_on_hangup(
+    loader: "Loader", *, patience_s: float | None = None
+) -> "Iterator[Replacement[Loaded]]":
     """SIGHUP asks for the bundle anew. With a terminal it means that the terminal has gone, as ever.
 
     What is yielded is yet to be entered; until then a wish waits.
     """
     from edgetag.replacement import Replacement
 
-    replacement = Replacement(loader.load)
+    replacement = Replacement(loader.load, patience_s=patience_s)
     if _has_terminal():
         yield replacement
         return

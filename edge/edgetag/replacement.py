@@ -29,10 +29,12 @@ class Replacement(Generic[_LoadedT]):
 
     Args:
         load: reads the bundle that is to take over, checks it whole and runs its self-test.
+        patience_s: longest wait at the end for a load that is under way; None for as long as it takes.
     """
 
-    def __init__(self, load: Callable[[], _LoadedT]) -> None:
+    def __init__(self, load: Callable[[], _LoadedT], *, patience_s: float | None = None) -> None:
         self._load = load
+        self._patience_s = patience_s
         self._wishes: queue.SimpleQueue[bool] = queue.SimpleQueue()  # reentrant: a signal handler may put
         self._outcomes: queue.SimpleQueue[_LoadedT | EdgetagError] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="bundle", daemon=True)
@@ -46,7 +48,12 @@ class Replacement(Generic[_LoadedT]):
     ) -> None:
         """Wait for a load that is under way; what it brings is not used."""
         self._wishes.put(False)
-        self._thread.join()
+        self._thread.join(self._patience_s)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a load was still under way at the end."""
+        return self._thread.is_alive()
 
     def ask(self) -> None:
         """Wish for the bundle to be read anew. Returns at once; may be called from a signal handler."""

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -28,11 +29,15 @@ from edgetag.assembly import (
 if TYPE_CHECKING:
     from edgetag.capture.microphone import Microphone
     from edgetag.config import Settings
-    from edgetag.contract.event import Info, Status
+    from edgetag.contract.event import Info
     from edgetag.delivery.address import BrokerAddress
     from edgetag.delivery.sink import Sink
     from edgetag.loading import Loaded
     from edgetag.tagging.stream import EventStream
+
+FLUSH_S = (
+    2.5  # for what is not acknowledged when the sensor is stopped, which is to take five seconds at most
+)
 
 
 def run(
@@ -107,7 +112,7 @@ def run(
     loader = Loader(read, state_directory())
     microphone = Microphone(open_device)
     with reader_may_leave(), ExitStack() as stack:
-        replacement = stack.enter_context(replaced_on_hangup(loader))
+        replacement = stack.enter_context(replaced_on_hangup(loader, patience_s=LOADING_S))
         loaded, refusal = loader.load_or_previous()
         stream = EventStream(
             loaded.tagger,
@@ -128,8 +133,8 @@ def run(
         stack.enter_context(_left_on_signal(microphone))
         stack.enter_context(microphone)
         listener.listen(microphone, replacement)
-    if microphone.hangs:
-        # A driver that does not come back would keep the process, or crash it at its end.
+    if microphone.hangs or replacement.is_busy:
+        # A thread in the middle of PortAudio's or ONNX Runtime's code would crash the process at its end.
         sys.stdout.flush()
         os._exit(0)
 
@@ -179,10 +184,11 @@ def _broker(settings: "Settings", mqtt: str | None) -> "BrokerAddress | None":
 
 def _publisher(loaded: "Loaded", stream: "EventStream", address: "BrokerAddress", hop_s: float) -> "Sink":
     """To the broker, in a thread that waits for it as long as need be."""
+    from edgetag.contract.event import Status, timestamp
     from edgetag.delivery.background import Background
     from edgetag.delivery.mqtt import MqttPublisher
 
-    def connect(status: "Status", info: "Info") -> "Sink":
+    def connect(status: Status, info: "Info") -> "Sink":
         return MqttPublisher(
             address,
             sensor=stream.sensor,
@@ -191,9 +197,11 @@ def _publisher(loaded: "Loaded", stream: "EventStream", address: "BrokerAddress"
             prefix=loaded.settings.mqtt.prefix,
             status=status,
             farewell="stopped",
+            reconnect=False,
         )
 
-    return Background(connect, info=loaded.tagger.info(hop_s))
+    starting = Status(state="no_audio", reason="starting", boot_id=stream.boot, since=timestamp(time.time()))
+    return Background(connect, status=starting, info=loaded.tagger.info(hop_s), flush_s=FLUSH_S)
 
 
 def _host() -> str:

@@ -36,7 +36,7 @@ TICK_S = 0.5
 MIN_BACKOFF_S, MAX_BACKOFF_S = 1.0, 30.0
 TRUSTED_S = 10.0  # of audio after which a device counts as one that works
 MAX_ZEROS_S = 60.0  # after so many a device is opened anew: some wake up then
-LEAVE_S = 1.0  # for a read to come back
+LEAVE_S = 0.5  # for a read to come back
 
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger("edgetag.microphone")
