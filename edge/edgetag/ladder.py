@@ -19,9 +19,9 @@ MAX_STEP = 4
 MAX_WAIT_S = 10.0  # of a window, before a newer one takes its place; a window's own length
 MAX_WAITING = 4  # windows, of 1.8 MB each
 _BUSY = 0.9  # of a hop spent on a window: no machine keeps that up
-_CALM = 0.5  # of the shorter hop: the step below may be tried
+_CALM = 0.75  # of the shorter hop: the step below may be tried
 _N_BUSY = 2  # windows in a row before the next step is taken
-_MIN_CALM, _MAX_CALM = 12, 720  # windows in a row before it is
+_MIN_CALM, _MAX_CALM = 12, 720  # more calm windows than others before it is
 
 
 class Ladder:
@@ -87,8 +87,8 @@ class Ladder:
         """Learn what a window cost; whether the step has changed.
 
         With more windows waiting than before, or at nine tenths of a hop, that is too much: twice in a
-        row, and the next step is taken. Once a dozen windows would have left the step below half idle, it
-        is tried; if it fails soon, it is not tried again for twice as long.
+        row, and the next step is taken. Once a dozen windows would have left the step below a quarter idle,
+        it is tried; if it fails soon, it is not tried again for twice as long.
         """
         before = self.step
         self._n_since_down += 1
@@ -97,7 +97,7 @@ class Ladder:
         self._n_waited = len(self._waiting)
         is_calm = seconds < _CALM * self._hop_s(max(0, self.step - 1)) and not self._waiting
         self._n_busy = self._n_busy + 1 if is_busy else 0
-        self._n_calm = self._n_calm + 1 if is_calm else 0
+        self._n_calm = max(0, self._n_calm + (1 if is_calm else -1))
         if self._n_busy == _N_BUSY:
             self._up()
         elif self.step and self._n_calm >= self._calm_needed:

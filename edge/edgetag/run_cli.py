@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from edgetag.loading import Loaded
     from edgetag.tagging.stream import EventStream
 
-FLUSH_S = (
-    2.5  # for what is not acknowledged when the sensor is stopped, which is to take five seconds at most
-)
+# A sensor that is stopped ends within five seconds, whatever hangs:
+FLUSH_S = 2.0  # for what is not acknowledged, and a second for the farewell
+LOADING_S = 0.5  # for a bundle that is being loaded
 
 
 def run(
