@@ -344,6 +344,15 @@ def test_a_moment_is_enough(n_heard: int) -> None:
         assert all(FLOOR_DBFS <= figure < 0 for figure in figures(level))
 
 
+@pytest.mark.parametrize("start", [0, 100_000, 200_001, 300_002, WINDOW_SAMPLES - 1])
+def test_a_single_sample_has_one_level(start: int) -> None:
+    """Its square is the mean over all that was heard, and so is the average that percentiles are of."""
+    level = meter(noise(rms=0.5), [(0, start), (start + 1, WINDOW_SAMPLES)])
+    lonely = meter(tone(1000, 0, 5) + np.float32(1e-3) * noise(), [(0, start), (start + 1, WINDOW_SAMPLES)])
+    for each in (level, lonely):
+        assert each.la10_db == each.la90_db == each.laeq_db
+
+
 def test_silence_is_the_floor_never_zero() -> None:
     """No sound is no loudness: −120 dBFS(A) in every figure, also where nothing was heard."""
     silence = np.zeros(WINDOW_SAMPLES, np.float32)
