@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,17 @@ def test_bundles(tmp_path: Path) -> None:
     assert {line[2] for line in found if line[1] == "bundle"} == {
         *("inspect", "verify", "pack", "keygen", "sign", "install", "rollback")
     }
+    for line in found:
+        done = run_python("-m", *line, state=tmp_path / "state", cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, ""), line
+        assert done.stdout
+
+
+def test_configuration(tmp_path: Path) -> None:
+    """The shipped file passes its own check, and is shown."""
+    shutil.copy(README.parent / "deploy" / "edgetag.yaml", tmp_path)
+    found = commands("Listen")
+    assert [line[1:3] for line in found] == [["config", "show"], ["config", "check"], ["config", "schema"]]
     for line in found:
         done = run_python("-m", *line, state=tmp_path / "state", cwd=tmp_path)
         assert (done.returncode, done.stderr) == (0, ""), line
