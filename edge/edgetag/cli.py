@@ -107,7 +107,11 @@ def replay(
         typer.Argument(metavar="FILE…", help="WAV, FLAC, OGG or MP3 files; - reads a WAV from stdin."),
     ],
     hop: Annotated[
-        float | None, typer.Option("--hop", help="Seconds from one window's start to the next; 5 if absent.")
+        float | None,
+        typer.Option(
+            "--hop",
+            help="Seconds from one window's start to the next; if absent, what suits the bundle: 5 or 4.8.",
+        ),
     ] = None,
     format: Annotated[
         Format | None, typer.Option("--format", help="What to print; json if nothing is published.")

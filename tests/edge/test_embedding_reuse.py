@@ -154,7 +154,7 @@ def test_one_sample_that_differs(street: NDArray[np.float32], net: CountingNet, 
 
 
 def test_a_sample_in_the_new_part_may_differ(street: NDArray[np.float32], net: CountingNet) -> None:
-    """It is in no patch that is taken over: those end 15 ms after the overlap's last whole patch begins."""
+    """It is in no patch that is taken over: the last of those ends 0.38 s before it."""
     (_, first), (_, then) = windows_at(street, [0, HOP])
     embedder = Embedder(net)
     embedder(first, 0)

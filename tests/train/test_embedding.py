@@ -94,6 +94,16 @@ def test_the_sensor_runs_it(net: Small, exported: Embedding, variant: str, toler
     assert expected.std() > 5 * tolerance
 
 
+@pytest.mark.parametrize("variant", ["fp32", "int8"])
+def test_each_patch_by_itself(exported: Embedding, calibration: NDArray[np.float32], variant: str) -> None:
+    """Any number of patches goes in, and what comes out of one does not depend on the others."""
+    net = OnnxNet(exported.paths[variant].read_bytes(), variant)
+    whole = net({"patches": calibration[0]})
+    for n in range(1, 10):
+        np.testing.assert_allclose(net({"patches": calibration[0, -n:]}), whole[-n:], rtol=0, atol=1)
+        assert (net({"patches": calibration[0, -n:]}) == whole[-n:]).mean() > 0.99
+
+
 def test_int8_keeps_the_last_layer(exported: Embedding) -> None:
     """The others have weights of eight bits; the post-processing has floats, in and out."""
     graph = onnx.load(exported.paths["int8"]).graph

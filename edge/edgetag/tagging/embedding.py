@@ -52,6 +52,11 @@ class Embedder:
     log-mel differs by 7e-5 at most in a street, by 2e-3 beside a pure tone at full scale. The one that
     becomes a window's first was heard with the audio before it; alone, the window begins with a step from
     silence, whose ringing is in its first frame: less than rounding in a street, 0.2 with such a tone.
+
+    What that comes to, with VGGish's shape and random weights on a street: in fp32 no value of the embedding
+    changes; in int8, whose steps turn rounding into whole ones, an eighth of the values taken over do, by 0.4
+    of 255 in the mean over all and 21 at most (int8 is 8.5 and 56 from fp32). At a
+    hop of 4.8 s a window costs 0.55 of its time in fp32 and 0.6 in int8.
     """
 
     def __init__(self, net: OnnxNet) -> None:
@@ -88,6 +93,7 @@ class Embedder:
         n_new, rest = divmod(moved, PATCH_SAMPLES)
         if rest or not 0 < n_new < VGGISH_N_PATCHES:
             return _NOTHING
+        # The overlap goes on for 0.38 s after the last patch in it, which its last frame and filter read of.
         if not np.array_equal(last.samples[moved:], samples[:-moved]):
             return _NOTHING
         return last.embeddings[n_new:]
