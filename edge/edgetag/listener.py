@@ -79,6 +79,7 @@ class Listener:
         self._sounds = sounds_of(loaded, stream)
         self._opened: Opened | None = None
         self._windower: Windower | None = None
+        self._n_skipped = 0  # windows, when the latest was tagged
         self._said: tuple[State, str] | None = None
 
     def listen(self, microphone: Microphone, replacement: Replacement[Loaded] | None = None) -> None:
@@ -157,8 +158,10 @@ class Listener:
         return self._time.utc_s(self._opened.pace.time_of(start_s * self._opened.rate_hz)) - start_s
 
     def _left_out_s(self) -> float:
-        """Audio between two tagged windows that is left out on purpose: a sound goes on over it."""
-        return max(0.0, self._ladder.hop_s - WINDOW_S)
+        """Audio between this tagged window and the one before that was left out on purpose."""
+        n_hops = 1 + self._ladder.windows_skipped - self._n_skipped
+        self._n_skipped = self._ladder.windows_skipped
+        return max(0.0, n_hops * self._hop_samples / SAMPLE_RATE_HZ - WINDOW_S)
 
     # -- what is said ------------------------------------------------------------------------------
 

@@ -175,7 +175,7 @@ def test_every_second_is_heard_or_lost_whatever_happens(tagger: Tagger, faults: 
     """The health message's account adds up; stamps never go back; every start has its end."""
     night = Night(tagger, faults, 60).live()
     audio = night.diary.of(Health)[-1].audio
-    assert audio.heard_s + audio.lost_s == pytest.approx(night.time.monotonic(), abs=0.01)
+    assert audio.heard_s + audio.lost_s == pytest.approx(night.time.monotonic(), abs=0.11)  # a block
     starts = [utc_s(event.start) for event in night.events]
     assert starts == sorted(starts)
     sounds = night.diary.of(SoundEvent)
@@ -268,6 +268,8 @@ def test_an_overloaded_sensor_tags_less_and_says_so(tagger: Tagger) -> None:
     assert any(state == "degraded" and "cannot keep up" in reason for state, reason in night.states)
     lags = [float(event.lag_s) for event in night.events]
     assert max(lags) < 30
+    voice = [sound for sound in night.diary.of(SoundEvent) if sound.tag == "7"]
+    assert [sound.kind for sound in voice] == ["start", "end"]  # it goes on over what is left out on purpose
 
 
 def test_below_the_gate_only_the_level_is_told(tagger: Tagger) -> None:
