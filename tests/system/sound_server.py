@@ -149,16 +149,22 @@ class SoundServer:
         self._pactl("load-module", *self._null_sink().split())
 
     def play(
-        self, sound: Path | NDArray[np.float32], rate_hz: int | None = None, *, wait: bool = True
+        self,
+        sound: Path | NDArray[np.float32],
+        rate_hz: int | None = None,
+        *,
+        wait: bool = True,
+        ahead_s: float = 2.0,
     ) -> subprocess.Popen[bytes]:
         """Play a recording, or samples of shape [n] or [n, n_channels] at the street's rate or `rate_hz`.
 
+        The server is given it `ahead_s` before it is due: after a `stop()` that is longer, there is a hole.
         Returns when it has been played, or, unless it is to `wait`, at once: the process is the player.
         """
         if not isinstance(sound, Path):
             samples, sound = sound, self._folder / f"played-{len(self._players)}.wav"
             soundfile.write(sound, samples, rate_hz or self._rate_hz, subtype="FLOAT")
-        command = ["paplay", f"--device={SINK}", str(sound)]
+        command = ["paplay", f"--device={SINK}", f"--latency-msec={ahead_s * 1000:.0f}", str(sound)]
         player = subprocess.Popen(command, env=self.environment(), stderr=subprocess.DEVNULL)
         self._players.append(player)
         if wait:
