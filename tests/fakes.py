@@ -11,7 +11,19 @@ from typing import Self
 
 import msgspec
 
-from edgetag.contract.event import Audio, Clock, Info, Level, TagsEvent, timestamp
+from edgetag.contract.event import (
+    Audio,
+    BundleHealth,
+    Clock,
+    Health,
+    Info,
+    Level,
+    SoundEvent,
+    State,
+    Status,
+    TagsEvent,
+    timestamp,
+)
 from edgetag.contract.taxonomy import SONYC_UST
 
 START_UTC_S = 1_795_341_600.0  # 2026-11-22T10:00:00Z
@@ -42,6 +54,48 @@ def tags_event(seq: int = 0, **changes: object) -> TagsEvent:
         lag_s=0.2,
     )
     return msgspec.structs.replace(event, **changes)
+
+
+def sound_event(seq: int = 0, **changes: object) -> SoundEvent:
+    """Message `seq` on `events`: a dog begins to bark; `changes` replace fields of it."""
+    at = timestamp(START_UTC_S + seq * HOP_S)
+    event = SoundEvent(
+        sensor="b827eb42bd4a",
+        boot="01JD9Z6Q5V3M8X2N7R4T0KHCWE",
+        seq=seq,
+        kind="start",
+        id=f"01JD9Z6Q5V3M8X2N7R4T0KHCWE/{seq}",
+        tag="8",
+        name="dog",
+        start=at,
+        end=timestamp(START_UTC_S + seq * HOP_S + 10.0),
+        duration_s=10.0,
+        peak=0.91,
+        peak_at=at,
+        model="starter@sha256:0123456789ab",
+    )
+    return msgspec.structs.replace(event, **changes)
+
+
+def sensor_status(state: State = "online", reason: str = "as asked") -> Status:
+    """The state of a sensor since it began to hear."""
+    return Status(
+        state=state, reason=reason, boot_id="01JD9Z6Q5V3M8X2N7R4T0KHCWE", since=timestamp(START_UTC_S)
+    )
+
+
+def sensor_health() -> Health:
+    """How a sensor of a minute's age is."""
+    return Health(
+        sensor="b827eb42bd4a",
+        boot="01JD9Z6Q5V3M8X2N7R4T0KHCWE",
+        at=timestamp(START_UTC_S + 60),
+        windows=6,
+        uptime_s=60.0,
+        cpu_s=1.5,
+        rss_mb=120.0,
+        bundle=BundleHealth("starter@sha256:0123456789ab", "ok", "as asked", timestamp(START_UTC_S)),
+    )
 
 
 def bundle_info() -> Info:
@@ -106,7 +160,7 @@ def acknowledge(message: Published) -> bytes:
 
 
 class FakeBroker:
-    """Enough of a broker to go wrong: one client at a time, on a free port of 127.0.0.1.
+    """Enough of a broker to go wrong: one client at a time, on a port of 127.0.0.1, a free one unless given.
 
     `answer` and `on_publish` give the bytes to send for a CONNECT of a protocol level and for a
     PUBLISH: `NOTHING`, or `HANG_UP`. Both run in the broker's thread.
@@ -116,10 +170,11 @@ class FakeBroker:
         self,
         answer: Answer = accept,
         on_publish: OnPublish = acknowledge,
+        port: int = 0,
     ) -> None:
         self._answer = answer
         self._on_publish = on_publish
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server(("127.0.0.1", port))
         self._connection: socket.socket | None = None
         self._stopping = False
         self._thread = threading.Thread(target=self._run)

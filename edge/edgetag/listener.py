@@ -28,6 +28,7 @@ from edgetag.delivery.sink import Sink
 from edgetag.health import HealthWatch
 from edgetag.ladder import Ladder
 from edgetag.loading import Loaded
+from edgetag.log import set_level
 from edgetag.notify import Notifier
 from edgetag.replacement import Replacement
 from edgetag.tagging.stream import EventStream
@@ -193,6 +194,11 @@ class Listener:
         """Go on with what was read anew, as far as that is possible, and say what is not."""
         hop_s = self._hop_samples / SAMPLE_RATE_HZ
         is_taken = take_over(outcome, self._stream, self._sounds, self._sink, self._watch, hop_s)
-        if is_taken and isinstance(outcome, Loaded):
-            for path in changes(self._settings, outcome.settings):
-                _log.warning("setting.changed" if path in LIVE else "setting.needs_restart", setting=path)
+        if not is_taken or isinstance(outcome, EdgetagError):
+            return
+        changed = changes(self._settings, outcome.settings)
+        self._settings = outcome.settings
+        if "log.level" in changed:
+            set_level(outcome.settings.log.level)
+        for path in changed:
+            _log.warning("setting.changed" if path in LIVE else "setting.needs_restart", setting=path)

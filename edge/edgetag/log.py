@@ -29,6 +29,14 @@ def configure(level: int = logging.WARNING, format: Literal["console", "json"] =
     )
 
 
+def set_level(name: Literal["debug", "info", "warning", "error"]) -> None:
+    """Send what is at least as grave as `name` from now on, in the same format."""
+    level = logging.getLevelNamesMapping()[name.upper()]
+    structlog.configure(
+        **structlog.get_config() | {"wrapper_class": structlog.make_filtering_bound_logger(level)}
+    )
+
+
 def _renderer(format: Literal["console", "json"]) -> structlog.typing.Processor:
     if format == "json":
         return structlog.processors.JSONRenderer()

@@ -68,7 +68,7 @@ def test_every_frame_is_where_it_was_heard(faults: list[Fault | None], n_channel
 @given(faults=st.lists(FAULTS, max_size=60))
 @settings(max_examples=60, deadline=None)
 def test_heard_and_lost_is_what_passed(faults: list[Fault | None]) -> None:
-    """Any schedule of faults: the ledger's seconds add up to those of the world, but for the block under way."""
+    """Any schedule of faults: the seconds add up to those of the world, but for a block under way."""
     time = VirtualTime(RATE_HZ)
     fake, ledger = FakeMicrophone(time, iter(faults)), Ledger(0.0)
     for piece in SteppedMicrophone(fake, 40 * RATE_HZ).pieces():
