@@ -58,6 +58,10 @@ Probability = Annotated[float, msgspec.Meta(gt=0, le=1)]
 Duration = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
 _TEXTS = {Text, FilePath, CredentialName}
 VariantChoice = Literal["auto", "fp32", "int8"]
+MqttVersion = Literal["auto", 5, "3.1.1"]
+Durability = Literal["power_loss", "process_crash", "memory"]
+MAX_EXPIRY_S = 0xFFFF_FFFE  # of MQTT 5; one more is for ever
+Expiry = Annotated[int, msgspec.Meta(ge=0, le=MAX_EXPIRY_S)]
 
 
 class SensorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -161,11 +165,21 @@ class EventSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class MqttSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The broker.
 
-    url: mqtt://host[:port], without credentials; null prints events on stdout.
+    url: mqtt://host[:port], mqtts:// with TLS, ws:// or wss:// through WebSockets, without credentials; null
+        prints events on stdout.
     user: its name there.
     password_file: a file whose first line is the password.
     password_credential: the systemd credential that is the password; at most one of the two.
     prefix: of all topics.
+    ca_file: certificates that the broker's must lead to; null is the system's.
+    cert_file: the sensor's own certificate, where the broker wants one.
+    key_file: its key; null if it is in the same file.
+    alpn: name of the protocol that is asked for in the TLS handshake, for brokers on port 443.
+    version: of MQTT; auto is 5, and 3.1.1 where the broker does not speak it.
+    keepalive_s: between signs of life.
+    session_expiry_s: after that the broker forgets a sensor that has gone. MQTT 5 only, as are the next two.
+    will_delay_s: a sensor that is back within that, or within the session's expiry, was never offline.
+    message_expiry_s: how long the broker keeps an event for subscribers who are away; null is for ever.
     """
 
     url: Text | None = None
@@ -173,6 +187,37 @@ class MqttSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     password_file: FilePath | None = None
     password_credential: CredentialName | None = None
     prefix: Text = DEFAULT_PREFIX
+    ca_file: FilePath | None = None
+    cert_file: FilePath | None = None
+    key_file: FilePath | None = None
+    alpn: Text | None = None
+    version: MqttVersion = "auto"
+    keepalive_s: Annotated[int, msgspec.Meta(ge=5, le=0xFFFF)] = 30
+    session_expiry_s: Expiry = 300
+    will_delay_s: Expiry = 30
+    message_expiry_s: Annotated[int, msgspec.Meta(ge=1, le=MAX_EXPIRY_S)] | None = None
+
+
+class OutboxSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is kept until the broker has it.
+
+    durability: what it outlives: power_loss, process_crash, or nothing, in memory.
+    max_bytes: of messages; the oldest go when there are more.
+    """
+
+    durability: Durability = "process_crash"
+    max_bytes: Annotated[int, msgspec.Meta(ge=100_000, le=10**12)] = 200_000_000
+
+
+class HomeAssistantSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Home Assistant at the same broker.
+
+    discovery: whether the sensor introduces itself.
+    prefix: of Home Assistant's own topics.
+    """
+
+    discovery: bool = False
+    prefix: Text = "homeassistant"
 
 
 class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -198,6 +243,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     level: LevelSettings = msgspec.field(default_factory=LevelSettings)
     events: EventSettings = msgspec.field(default_factory=EventSettings)
     mqtt: MqttSettings = msgspec.field(default_factory=MqttSettings)
+    outbox: OutboxSettings = msgspec.field(default_factory=OutboxSettings)
+    home_assistant: HomeAssistantSettings = msgspec.field(default_factory=HomeAssistantSettings)
     log: LogSettings = msgspec.field(default_factory=LogSettings)
 
 
@@ -314,7 +361,7 @@ def read(path: Path | None, environment: Mapping[str, str] = os.environ) -> Read
     if faults:
         return Reading(None, origins, faults)
     settings = Settings(**{name: _section(name, values) for name in _SECTIONS})
-    faults = [f"{origins[path]}: {fault}" for path, fault in _contradictions(settings.mqtt)]
+    faults = [f"{origins.get(path, 'defaults')}: {fault}" for path, fault in _contradictions(settings.mqtt)]
     return Reading(None if faults else settings, origins, faults)
 
 
@@ -501,6 +548,7 @@ _CHECKS: dict[str, Callable[[str], object]] = {
     "sensor.id": check_sensor,
     "mqtt.url": _check_url,
     "mqtt.prefix": check_prefix,
+    "home_assistant.prefix": check_prefix,
 }
 """What a type cannot say."""
 
@@ -515,6 +563,12 @@ def _contradictions(mqtt: MqttSettings) -> Iterator[tuple[str, str]]:
         )
     elif passwords and mqtt.user is None:
         yield f"mqtt.{passwords[0]}", f"mqtt.{passwords[0]} needs mqtt.user, whose password it is"
+    is_tls = mqtt.url is not None and parse_url(mqtt.url).is_tls
+    for key in ("ca_file", "cert_file", "key_file", "alpn"):
+        if getattr(mqtt, key) is not None and not is_tls:
+            yield f"mqtt.{key}", f"mqtt.{key} needs TLS: a mqtt.url that begins with mqtts:// or wss://"
+    if mqtt.key_file is not None and mqtt.cert_file is None:
+        yield "mqtt.key_file", "mqtt.key_file needs mqtt.cert_file, whose key it is"
 
 
 def _expected(kind: inspect.Type) -> str:

@@ -1,14 +1,18 @@
 """Where a broker is and what topics may be called, from what people type."""
 
 from dataclasses import dataclass
+from typing import Literal, cast
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from edgetag.contract.errors import InputError
 from edgetag.contract.event import DEFAULT_PREFIX
 
-DEFAULT_PORT = 1883
 MAX_SENSOR_CHARS = 64
 MAX_PREFIX_CHARS = 256
+
+Scheme = Literal["mqtt", "mqtts", "ws", "wss"]
+DEFAULT_PORTS: dict[str, int] = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
+DEFAULT_PATH = "/mqtt"  # of WebSockets
 
 _MAX_STRING_BYTES = 0xFFFF  # MQTT's strings carry a two-byte length
 _URL_FORM = "a broker's URL reads mqtt://[user[:password]@]host[:port]"
@@ -16,33 +20,49 @@ _URL_FORM = "a broker's URL reads mqtt://[user[:password]@]host[:port]"
 
 @dataclass(frozen=True, repr=False)
 class BrokerAddress:
-    """A broker and the credentials for it. `str()` leaves them out, `repr()` hides the password."""
+    """A broker and the credentials for it. `str()` leaves them out, `repr()` hides the password.
+
+    `path` is that of a WebSocket; others have none.
+    """
 
     host: str
-    port: int = DEFAULT_PORT
+    port: int = DEFAULT_PORTS["mqtt"]
     user: str | None = None
     password: str | None = None
+    scheme: Scheme = "mqtt"
+    path: str = ""
+
+    @property
+    def is_tls(self) -> bool:
+        return self.scheme in ("mqtts", "wss")
+
+    @property
+    def is_websocket(self) -> bool:
+        return self.scheme in ("ws", "wss")
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"mqtt://{host}:{self.port}"
+        return f"{self.scheme}://{host}:{self.port}{self.path}"
 
     def __repr__(self) -> str:
         password = None if self.password is None else "***"
-        return f"BrokerAddress({self.host!r}, {self.port}, user={self.user!r}, password={password!r})"
+        return f"BrokerAddress({str(self)!r}, user={self.user!r}, password={password!r})"
 
 
 def parse_url(url: str) -> BrokerAddress:
-    """The address in `mqtt://[user[:password]@]host[:port]`; the port is 1883 unless given.
+    """The address in `mqtt://[user[:password]@]host[:port]`, `mqtts://…`, `ws://…[/path]` or `wss://…[/path]`.
 
-    User and password may be percent-encoded, and must be where they hold one of `/?#%` or a blank.
+    The ports are 1883, 8883, 80 and 443 unless given. User and password may be percent-encoded, and must be
+    where they hold one of `/?#%` or a blank.
 
     Raises:
         InputError: not such a URL. The message quotes nothing of it: a slip of the pen moves the
             password into the host, the port or the path.
 
     >>> parse_url("mqtt://sensor:s3cret@broker.example:1884")
-    BrokerAddress('broker.example', 1884, user='sensor', password='***')
+    BrokerAddress('mqtt://broker.example:1884', user='sensor', password='***')
+    >>> str(parse_url("wss://broker.example"))
+    'wss://broker.example:443/mqtt'
     """
     if not url.isprintable() or " " in url:
         raise InputError(
@@ -51,22 +71,22 @@ def parse_url(url: str) -> BrokerAddress:
     if (split := _split(url)) is None:
         raise InputError(f"{_URL_FORM}, with a port from 1 to 65535 and [brackets] around an IPv6 address")
     parts, port = split
-    if parts.scheme == "mqtts":
-        raise InputError("mqtts:// is not supported yet, use mqtt://")
-    if parts.scheme != "mqtt":
-        raise InputError(f"{_URL_FORM}, and this one does not begin with mqtt://")
+    if parts.scheme not in DEFAULT_PORTS:
+        raise InputError(f"{_URL_FORM}, and this one does not begin with mqtt://, mqtts://, ws:// or wss://")
+    scheme = cast("Scheme", parts.scheme)
     if not parts.hostname:
         raise InputError(f"{_URL_FORM}, and this one has no host")
-    if parts.path or "?" in url or "#" in url:
+    path = (parts.path or DEFAULT_PATH) if scheme in ("ws", "wss") else ""
+    if (parts.path and not path) or "?" in url or "#" in url:
         raise InputError(f"{_URL_FORM} and ends there: write / ? # in a user or password as %2F %3F %23")
-    return BrokerAddress(parts.hostname, port, *_credentials(parts))
+    return BrokerAddress(parts.hostname, port, *_credentials(parts), scheme, path)
 
 
 def _split(url: str) -> tuple[SplitResult, int] | None:
     """The parts and the port, or None where the standard library refuses (its messages quote the URL)."""
     try:
         parts = urlsplit(url)
-        port = DEFAULT_PORT if parts.port is None else parts.port
+        port = DEFAULT_PORTS.get(parts.scheme, 1883) if parts.port is None else parts.port
     except ValueError:
         return None
     return (parts, port) if port else None

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Literal, NamedTuple, Protocol, Self
 
 from edgetag.contract.event import Health, Info, SoundEvent, Status, TagsEvent
 
@@ -90,3 +90,60 @@ class Tee(Sink):
 
     def unconfirmed(self) -> int:
         return max((sink.unconfirmed() for sink in self._sinks), default=0)
+
+
+Forwarded = Literal["tags", "events"]
+"""Topics whose every message counts; of the others the last one does."""
+
+
+class Settled(NamedTuple):
+    """What became of a forwarded message; `refusal` is why the broker will never take it, "" if it has it."""
+
+    id: int
+    refusal: str = ""
+
+
+class Courier(Protocol):
+    """Carries messages that are kept elsewhere until they are settled, over one connection.
+
+    `__enter__` connects and announces the sensor; `__exit__` says farewell. When a method has raised, the
+    courier is to be left and another one made; what it did not settle is forwarded again.
+    """
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+
+    def forward(self, id: int, kind: Forwarded, payload: bytes) -> None:
+        """Send one message, in order; waits while too many are on their way.
+
+        Raises:
+            NetworkError: the connection is lost, or the broker silent.
+        """
+        ...
+
+    def settled(self) -> list[Settled]:
+        """What is acknowledged or refused since the last call; returns at once; raises as `forward`."""
+        ...
+
+    def state(self, status: Status) -> None:
+        """Replace the retained `status`, in order with the messages; raises as `forward`."""
+        ...
+
+    def announce(self, info: Info) -> None:
+        """Replace the retained `info`, in order with the messages; raises as `forward`."""
+        ...
+
+    def report(self, health: Health) -> None:
+        """Publish `health`, unacknowledged."""
+        ...
+
+    def say(self, topic: str, payload: bytes, *, retain: bool) -> None:
+        """Publish something else on any topic, unacknowledged."""
+        ...
+
+    def heard(self) -> list[tuple[str, bytes]]:
+        """Topics and payloads of what came on the subscribed topics since the last call; returns at once."""
+        ...
