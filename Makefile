@@ -4,8 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
-# A real broker, and a sound server to hear: tests that need them skip with a reason where they are absent.
-SYSTEM_PACKAGES := mosquitto mosquitto-clients pulseaudio pulseaudio-utils libasound2-plugins libportaudio2
+# A real broker, a sound server to hear, a witness of all that is written: tests that need one that is absent skip.
+SYSTEM_PACKAGES := mosquitto mosquitto-clients pulseaudio pulseaudio-utils libasound2-plugins libportaudio2 strace
 N_INSTALLED := dpkg-query --show --showformat='$${db:Status-Abbrev}\n' $(SYSTEM_PACKAGES) 2>/dev/null | grep -c '^ii'
 EMULATION_PACKAGES := qemu-user-static debootstrap ca-certificates wget
 
