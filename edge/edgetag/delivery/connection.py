@@ -32,6 +32,7 @@ from edgetag.contract.errors import InputError, NetworkError, first_line
 from edgetag.delivery.address import BrokerAddress
 
 _MQTT5_PATIENCE_S = 2
+_MAX_HEADER_BYTES = 5 + 2 + 2  # type and length of a packet, length of its topic, its message id
 _MAX_RECEIVED_BYTES = 1 << 20  # of a packet; a broker must keep larger ones to itself
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger("edgetag.mqtt")
@@ -97,6 +98,16 @@ class Limits(NamedTuple):
 
     receive_maximum: int = 0xFFFF
     packet_bytes: int | None = None
+
+    def excess(self, topic: str, payload: bytes, properties: Properties | None) -> str:
+        """Why a message of QoS 1 would break these limits; "" if it would not."""
+        if self.packet_bytes is None:
+            return ""
+        packed_bytes = 0 if properties is None else len(properties.pack())  # type: ignore[no-untyped-call]
+        n_bytes = _MAX_HEADER_BYTES + len(topic.encode()) + packed_bytes + len(payload)
+        if n_bytes <= self.packet_bytes:
+            return ""
+        return f"its {n_bytes} bytes are more than the {self.packet_bytes} that the broker takes"
 
 
 def connect(
@@ -188,14 +199,17 @@ class BrokerClient(Client):
         if deadline_s is None:
             deadline_s = time.monotonic() + self._how.timeout_s
         self._heard.answer = self._heard.loss = None
-        try:
-            self._call()
-            return self._hear(deadline_s)
-        except BaseException as error:
-            self._close()
-            if isinstance(error, OSError | ValueError | LookupError):
+        with contextlib.ExitStack() as failed:
+            failed.callback(self._close)
+            try:
+                self._call()
+                limits = self._hear(deadline_s)
+            except NetworkError:
+                raise
+            except Exception as error:  # a socket's, or paho's that reads what was never meant for it
                 raise reason_of(self._address, error, self._how.timeout_s) from error
-            raise
+            failed.pop_all()
+        return limits
 
     def attend(self, until: Callable[[], bool] = lambda: False) -> None:
         """The network: returns after `disconnect` or `break_off`, or within a second of `until()`.
