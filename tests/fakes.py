@@ -2,6 +2,7 @@
 
 import contextlib
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Callable
@@ -119,6 +120,10 @@ HANG_UP = None
 NOTHING = b""
 
 
+class LastWords(bytes):
+    """To be sent before hanging up."""
+
+
 @dataclass(frozen=True)
 class Published:
     """A PUBLISH as it came in. `level` is the protocol level of its connection: 4 (3.1.1) or 5."""
@@ -129,6 +134,7 @@ class Published:
     payload: bytes
     retain: bool
     duplicate: bool
+    properties: bytes = b""
 
     @property
     def kind(self) -> str:
@@ -140,7 +146,17 @@ class Published:
         return msgspec.json.decode(self.payload, type=TagsEvent).seq if self.kind == "tags" else None
 
 
+@dataclass(frozen=True)
+class Subscribed:
+    """A SUBSCRIBE as it came in."""
+
+    level: int
+    message_id: int
+    topics: list[str]
+
+
 Answer = Callable[[int], bytes | None]
+OnSubscribe = Callable[[Subscribed], bytes | None]
 OnPublish = Callable[[Published], bytes | None]
 
 
@@ -154,16 +170,41 @@ def refuse(mqtt5_code: int, mqtt311_code: int) -> Answer:
     return lambda level: bytes([0x20, 3, 0, mqtt5_code, 0] if level == 5 else [0x20, 2, 0, mqtt311_code])
 
 
+def accept_with(properties: bytes) -> Answer:
+    """CONNACK of MQTT 5: welcome, on these conditions."""
+    return lambda _level: bytes([0x20, 3 + len(properties), 0, 0, len(properties)]) + properties
+
+
 def acknowledge(message: Published) -> bytes:
     """PUBACK."""
     return b"\x40\x02" + struct.pack("!H", message.message_id)
 
 
+def reject(message: Published, code: int) -> bytes:
+    """PUBACK of MQTT 5: arrived, and not taken."""
+    return b"\x40\x03" + struct.pack("!HB", message.message_id, code)
+
+
+def publish(topic: bytes, payload: bytes, level: int = 5) -> bytes:
+    """PUBLISH of QoS 0, from the broker."""
+    rest = struct.pack("!H", len(topic)) + topic + (b"\x00" if level == 5 else b"") + payload
+    assert len(rest) < 128
+    return bytes([0x30, len(rest)]) + rest
+
+
+def grant(wish: Subscribed, code: int = 1) -> bytes:
+    """SUBACK: every topic, with QoS 1 at most, or each refused by this code."""
+    body = struct.pack("!H", wish.message_id) + (b"\x00" if wish.level == 5 else b"")
+    body += bytes([code] * len(wish.topics))
+    return bytes([0x90, len(body)]) + body
+
+
 class FakeBroker:
     """Enough of a broker to go wrong: one client at a time, on a port of 127.0.0.1, a free one unless given.
 
-    `answer` and `on_publish` give the bytes to send for a CONNECT of a protocol level and for a
-    PUBLISH: `NOTHING`, or `HANG_UP`. Both run in the broker's thread.
+    `answer`, `on_publish` and `on_subscribe` give the bytes to send for a CONNECT of a protocol level, a
+    PUBLISH that wants an acknowledgement and a SUBSCRIBE: also `NOTHING`, `HANG_UP` or `LastWords`. They run
+    in the broker's thread. With a `context` it speaks TLS.
     """
 
     def __init__(
@@ -171,16 +212,23 @@ class FakeBroker:
         answer: Answer = accept,
         on_publish: OnPublish = acknowledge,
         port: int = 0,
+        context: ssl.SSLContext | None = None,
+        on_subscribe: OnSubscribe = grant,
     ) -> None:
         self._answer = answer
+        self._on_subscribe = on_subscribe
         self._on_publish = on_publish
+        self._context = context
         self._listener = socket.create_server(("127.0.0.1", port))
         self._connection: socket.socket | None = None
         self._stopping = False
         self._thread = threading.Thread(target=self._run)
         self.port: int = self._listener.getsockname()[1]
         self.levels: list[int] = []
+        self.connects: list[bytes] = []  # all of a CONNECT after its length
         self.published: list[Published] = []
+        self.subscribed: list[Subscribed] = []
+        self.alpn: str | None = None
         self.goodbyes = 0
 
     def __enter__(self) -> Self:
@@ -202,11 +250,21 @@ class FakeBroker:
         while not self._stopping:
             with contextlib.suppress(OSError, EOFError):
                 self._connection, _ = self._listener.accept()
-                with self._connection, self._connection.makefile("rb") as stream:
-                    self._serve(stream.read)
+                with self._connection:
+                    self._meet(self._connection)
 
-    def _serve(self, read: Callable[[int], bytes]) -> None:
-        assert self._connection is not None
+    def _meet(self, connection: socket.socket) -> None:
+        with contextlib.ExitStack() as stack:
+            if self._context is not None:
+                secured = self._context.wrap_socket(
+                    connection, server_side=True, do_handshake_on_connect=False
+                )
+                self._connection = connection = stack.enter_context(secured)
+                secured.do_handshake()
+                self.alpn = secured.selected_alpn_protocol()
+            self._serve(connection, stack.enter_context(connection.makefile("rb")).read)
+
+    def _serve(self, connection: socket.socket, read: Callable[[int], bytes]) -> None:
         level = 0
         while (packet := _read_packet(read)) is not None:
             header, body = packet
@@ -215,22 +273,28 @@ class FakeBroker:
                 case 0x10:  # CONNECT
                     level = body[2 + body[1]]  # after the protocol's name, "MQTT" or "MQIsdp"
                     self.levels.append(level)
+                    self.connects.append(body)
                     reply = self._answer(level)
                 case 0x30:  # PUBLISH
                     message = _parse_publish(level, header, body)
                     self.published.append(message)
-                    reply = self._on_publish(message)
+                    reply = self._on_publish(message) if message.message_id else NOTHING
+                case 0x80:  # SUBSCRIBE
+                    wish = _parse_subscribe(level, body)
+                    self.subscribed.append(wish)
+                    reply = self._on_subscribe(wish)
                 case 0xC0:  # PINGREQ
                     reply = b"\xd0\x00"
                 case 0xE0:  # DISCONNECT
                     self.goodbyes += 1
-            if reply is HANG_UP:
+            if reply:
+                connection.sendall(reply)
+            if reply is HANG_UP or isinstance(reply, LastWords):
                 # Close the sending half and read on to the client's own end: with something unread,
                 # the kernel would send a reset, which throws away what the client has not read yet.
-                self._connection.shutdown(socket.SHUT_WR)
+                connection.shutdown(socket.SHUT_WR)
                 read(-1)
                 return
-            self._connection.sendall(reply)
 
     def seqs(self) -> list[int]:
         """Sequence numbers of the events, as they came in."""
@@ -253,8 +317,22 @@ def _read_packet(read: Callable[[int], bytes]) -> tuple[int, bytes] | None:
 def _parse_publish(level: int, header: int, body: bytes) -> Published:
     (n_topic_bytes,) = struct.unpack_from("!H", body)
     topic = body[2 : 2 + n_topic_bytes].decode()
-    (message_id,) = struct.unpack_from("!H", body, 2 + n_topic_bytes)
-    start = 4 + n_topic_bytes
+    start, message_id, properties = 2 + n_topic_bytes, 0, b""
+    if header & 0x06:
+        (message_id,) = struct.unpack_from("!H", body, start)
+        start += 2
     if level == 5:
-        start += 1 + body[start]  # its properties are fewer than 128 bytes
-    return Published(level, topic, message_id, body[start:], bool(header & 1), bool(header & 8))
+        end = start + 1 + body[start]  # its properties are fewer than 128 bytes
+        start, properties = end, body[start + 1 : end]
+    return Published(level, topic, message_id, body[start:], bool(header & 1), bool(header & 8), properties)
+
+
+def _parse_subscribe(level: int, body: bytes) -> Subscribed:
+    (message_id,) = struct.unpack_from("!H", body)
+    start = 2 if level < 5 else 3 + body[2]  # its properties are fewer than 128 bytes
+    topics = []
+    while start < len(body):
+        (n_bytes,) = struct.unpack_from("!H", body, start)
+        topics.append(body[start + 2 : start + 2 + n_bytes].decode())
+        start += 3 + n_bytes  # its options are a byte
+    return Subscribed(level, message_id, topics)
