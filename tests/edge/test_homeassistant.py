@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgetag.contract.errors import NetworkError
-from edgetag.contract.event import Health, Info, Level, Status, encode
+from edgetag.contract.event import Health, Info, Level, State, Status, encode
 from edgetag.contract.taxonomy import SONYC_UST
 from edgetag.delivery.homeassistant import BIRTH_DELAY_S, EXPIRES_HOPS, HomeAssistant, birth_topic
 from edgetag.delivery.sink import Courier, Forwarded, Settled
@@ -212,6 +212,16 @@ def test_a_value_is_believed_for_several_hops(recorder: Recorder, hop_s: float, 
     with home_assistant(recorder, info=msgspec.structs.replace(bundle_info(), hop_s=hop_s)):
         assert {config["expire_after"] for config in recorder.configs().values()} == {expires_s}
     assert EXPIRES_HOPS > 8
+
+
+@pytest.mark.parametrize("state", ["online", "degraded", "no_audio", "offline"])
+def test_a_sensor_that_hears_is_available(recorder: Recorder, state: State) -> None:
+    """By the template as Home Assistant renders it, with the message's JSON."""
+    jinja2 = pytest.importorskip("jinja2", reason="jinja2 comes with the trainer's libraries")
+    with home_assistant(recorder):
+        template = jinja2.Template(recorder.configs()["tag_1"]["availability_template"])
+    message = msgspec.json.decode(encode(sensor_status(state)))
+    assert template.render(value_json=message) == ("online" if state in ("online", "degraded") else "offline")
 
 
 def test_the_level_is_introduced_by_the_first_live_event(house: HomeAssistant, recorder: Recorder) -> None:
