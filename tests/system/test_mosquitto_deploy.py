@@ -1,0 +1,534 @@
+"""What `deploy/mosquitto/` ships, in a real Mosquitto: its README's commands, configuration and rights.
+
+The commands run as they are written, in a copy of the folder, but for the values in the README's first lines;
+the port is another one. Where this runs as root, Mosquitto runs as its own user, as in Debian.
+"""
+
+import dataclasses
+import grp
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+import pytest
+from paho.mqtt.client import Client, MQTTMessage
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from edgetag.config import read_settings
+from edgetag.contract.errors import NetworkError
+from edgetag.contract.event import encode
+from edgetag.delivery.address import BrokerAddress
+from edgetag.delivery.connection import Connecting, Limits, LostError, RefusedError, Tls, connect
+from edgetag.delivery.homeassistant import HomeAssistant, birth_topic
+from edgetag.delivery.mqtt import MqttPublisher
+from fakes import bundle_info, tags_event
+from system.test_mosquitto import find
+
+DEPLOY = Path(__file__).parents[2] / "deploy" / "mosquitto"
+WAIT_S = 20  # for what must happen
+Version = Literal["5", "3.1.1"]
+VERSIONS: list[Version] = ["5", "3.1.1"]
+
+SENSOR, OTHER = "b827eb42bd4a", "lamp-2"
+KINDS = ["status", "info", "tags", "events", "health", "homeassistant/tag_1", "doctor"]
+
+pytestmark = pytest.mark.skipif(
+    not (find("mosquitto") and find("mosquitto_passwd") and shutil.which("openssl")),
+    reason="mosquitto or openssl is not installed",
+)
+
+
+# -- a place where it is installed -----------------------------------------------------------------------
+
+
+class Site:
+    """A broker's machine, in `folder`: the README was followed there."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            self.port: int = probe.getsockname()[1]
+        self.folder = folder
+        self.etc = folder / "etc"
+        self.group = "mosquitto" if os.geteuid() == 0 else grp.getgrgid(os.getegid()).gr_name
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        shutil.copytree(DEPLOY, self.folder, dirs_exist_ok=True)
+        (self.etc / "conf.d").mkdir(parents=True)
+        (self.folder / "state").mkdir()
+        if os.geteuid() == 0:
+            shutil.chown(self.folder / "state", "mosquitto")
+        self.run(*_blocks("sh"), f"add {OTHER}", "add homeassistant", "add admin")
+        conf = self.etc / "conf.d" / "edgetag.conf"
+        conf.write_text(_changed(conf.read_text(), "listener 8883", f"listener {self.port} 127.0.0.1"))
+        self.start()
+        return self
+
+    def run(self, *commands: str) -> None:
+        """In one shell, as an administrator would; what the README defines in its first lines is set."""
+        script = "\n".join(commands)
+        script = _changed(script, "ETC=/etc/mosquitto", f"ETC={self.etc}")
+        script = _changed(script, "GROUP=mosquitto", f"GROUP={self.group}")
+        script = _changed(script, "HOST=broker.example", "HOST=localhost")
+        done = subprocess.run(
+            ["sh", "-eu", "-c", script], cwd=self.folder, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+
+    def start(self) -> None:
+        """With what Debian's own configuration file says, in another place; returns when it listens."""
+        config = self.folder / "mosquitto.conf"
+        config.write_text(
+            f"pid_file {self.folder}/state/mosquitto.pid\n"
+            f"persistence true\npersistence_location {self.folder}/state/\n"
+            f"log_dest file {self.folder}/state/mosquitto.log\ninclude_dir {self.etc}/conf.d\n"
+        )
+        program = find("mosquitto")
+        assert program is not None
+        self._process = subprocess.Popen([program, "-c", str(config)], stderr=subprocess.DEVNULL)
+        wait_until(self._listens)
+
+    def _listens(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, "mosquitto did not start"
+        try:
+            socket.create_connection(("127.0.0.1", self.port)).close()
+        except ConnectionRefusedError:
+            return False
+        return True
+
+    def reload(self) -> None:
+        """`systemctl reload mosquitto`."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGHUP)
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        assert self._process is not None
+        self._process.terminate()
+        self._process.wait(WAIT_S)
+
+    def password(self, user: str) -> str:
+        return (self.folder / "passwords" / user).read_text().strip()
+
+    def address(self, user: str | None, password: str | None = None) -> BrokerAddress:
+        """The broker's, with the user's own password if no other is given."""
+        if user is not None and password is None:
+            password = self.password(user)
+        return BrokerAddress("localhost", self.port, user, password, "mqtts")
+
+    @property
+    def ca_file(self) -> str:
+        return str(self.folder / "ca" / "ca.crt")
+
+    def how(self, version: Version = "5") -> Connecting:
+        return Connecting(version=version, tls=Tls(ca_file=self.ca_file))
+
+
+def _blocks(language: str) -> list[str]:
+    """What the README has in this language."""
+    return re.findall(rf"```{language}\n(.*?)```", (DEPLOY / "README.md").read_text("utf-8"), re.DOTALL)
+
+
+def _changed(text: str, before: str, after: str) -> str:
+    assert text.count(before) == 1, f"expected once: {before}"
+    return text.replace(before, after)
+
+
+def wait_until(done: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + WAIT_S
+    while not done():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[Site]:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)  # Mosquitto's user must get to its own
+        with Site(Path(folder)) as site:
+            yield site
+
+
+# -- clients ---------------------------------------------------------------------------------------------
+
+
+class Peer:
+    """A client of a user, all in this thread: what it publishes, and what it is sent.
+
+    `client_id` and `will` are what it claims; `topics` are subscribed to when it is entered.
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        user: str,
+        *topics: str,
+        version: Version = "5",
+        client_id: str = "whatever",
+        will: str | None = None,
+        session_expiry_s: int = 0,
+    ) -> None:
+        self.messages: list[tuple[str, bytes]] = []
+        self.retained: dict[str, bytes] = {}  # what was there already
+        self._answers: list[str] = []
+        self._topics = topics
+
+        def prepare(client: Client) -> None:
+            client.on_message = self._on_message
+            client.on_publish = self._on_publish
+            client.on_subscribe = lambda *_: self._answers.append("subscribed")
+            if will is not None:
+                client.will_set(will, b"will", 1)
+
+        how = dataclasses.replace(site.how(version), session_expiry_s=session_expiry_s)
+        self.client, self.limits = connect(site.address(user), client_id, how, prepare)
+
+    def __enter__(self) -> Self:
+        if self._topics:
+            self.client.subscribe([(topic, 1) for topic in self._topics])
+            self._wait(lambda: bool(self._answers))
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.client.disconnect()
+        self.client.attend()
+
+    def publish(self, topic: str, payload: bytes = b"payload", *, retain: bool = False) -> str:
+        """Why the broker refused it, as far as it says so; "" if it did not."""
+        self._answers.clear()
+        self.client.publish(topic, payload, 1, retain)
+        self._wait(lambda: bool(self._answers))
+        return self._answers[0]
+
+    def heard(self, last: str) -> list[str]:
+        """Topics of all that has come, once something has come on `last`."""
+        self._wait(lambda: any(topic == last for topic, _ in self.messages))
+        return [topic for topic, _ in self.messages]
+
+    def look(self) -> None:
+        """Take what is there, if anything comes within half a second."""
+        self.client.loop(0.5)
+
+    def _wait(self, done: Callable[[], bool]) -> None:
+        deadline_s = time.monotonic() + WAIT_S
+        self.client.attend(lambda: done() or time.monotonic() > deadline_s)
+        assert done(), f"nothing of that kind among {self.messages}"
+
+    def _on_message(self, _client: Client, _userdata: object, message: MQTTMessage) -> None:
+        if message.retain:
+            self.retained[message.topic] = bytes(message.payload)
+        else:
+            self.messages.append((message.topic, bytes(message.payload)))
+
+    def _on_publish(
+        self, _client: Client, _userdata: object, _mid: int, reason: ReasonCode, _why: Properties | None
+    ) -> None:
+        self._answers.append(str(reason) if reason.is_failure else "")
+
+
+# -- who gets in -----------------------------------------------------------------------------------------
+
+
+def test_no_secret_of_the_broker_is_for_everybody(site: Site) -> None:
+    """And the broker has no password, only what proves one."""
+    for file in (site.etc / "edgetag").iterdir():
+        assert file.stat().st_mode & 0o007 == 0, file
+    assert (site.folder / "ca" / "ca.key").stat().st_mode & 0o077 == 0
+    assert (site.folder / "passwords").stat().st_mode & 0o007 == 0
+    assert (site.folder / "passwords" / SENSOR).stat().st_mode & 0o007 == 0
+    hashes = (site.etc / "edgetag" / "passwords").read_text()
+    for user in (SENSOR, OTHER, "dashboard"):
+        assert f"{user}:$7$" in hashes
+        assert site.password(user) not in hashes
+
+
+def test_the_certificate_is_good_for_the_strictest_reader(site: Site) -> None:
+    strictly = ["-x509_strict", "-purpose", "sslserver", "-verify_hostname", "localhost"]
+    certificate = site.etc / "edgetag" / "server.crt"
+    subprocess.run(
+        ["openssl", "verify", *strictly, "-CAfile", site.ca_file, str(certificate)],
+        check=True,
+        capture_output=True,
+    )
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(
+    ("user", "password", "remedy"),
+    [
+        (SENSOR, "a guess", "check user and password"),
+        ("nobody", "a guess", "check user and password"),
+        (OTHER, None, "check user and password"),  # with the other's password
+        (None, None, "it wants a user and a password"),
+    ],
+)
+def test_nobody_gets_in_without_the_right_password(
+    site: Site, version: Version, user: str | None, password: str | None, remedy: str
+) -> None:
+    stolen = site.password(SENSOR) if user == OTHER else password
+    with pytest.raises(RefusedError, match=f"refused the connection .*: {remedy}"):
+        connect(site.address(user, stolen), "whatever", site.how(version))
+
+
+def test_there_is_no_plain_text(site: Site) -> None:
+    plain = BrokerAddress("localhost", site.port, SENSOR, site.password(SENSOR))
+    with pytest.raises(NetworkError, match="hung up without an answer"):
+        connect(plain, SENSOR, Connecting())
+
+
+def test_a_client_that_does_not_know_the_authority_does_not_trust(site: Site) -> None:
+    with pytest.raises(NetworkError, match="certificate of mqtts://localhost"):
+        connect(site.address(SENSOR), SENSOR, Connecting())
+
+
+def test_clients_are_told_the_limits(site: Site) -> None:
+    with Peer(site, SENSOR) as peer:
+        assert isinstance(peer.limits, Limits)
+        assert peer.limits.packet_bytes == 65_536
+
+
+def test_who_sends_too_much_is_out(site: Site) -> None:
+    peer = Peer(site, SENSOR, version="3.1.1")
+    peer.client.publish(f"sonyc/v1/{SENSOR}/tags", bytes(70_000), 1)
+    with pytest.raises(LostError):
+        peer.client.attend()
+
+
+def test_users_come_and_go_with_a_reload(site: Site) -> None:
+    """Mosquitto, as the user it is by then, can read its files anew; who stays notices nothing."""
+    names, add = _blocks("sh")[0], _blocks("sh")[2].split("add b827eb42bd4a")[0]
+
+    def gets_in() -> bool:
+        try:
+            with Peer(site, "lamp-3") as peer:
+                return peer.publish("sonyc/v1/lamp-3/tags") == ""
+        except RefusedError:
+            return False
+
+    topic = f"sonyc/v1/{SENSOR}/doctor"
+    with Peer(site, SENSOR, topic) as old:
+        site.run(names, add, "add lamp-3")
+        assert not gets_in()
+        site.reload()
+        wait_until(gets_in)
+        site.run(names, 'mosquitto_passwd -D "$ETC/edgetag/passwords" lamp-3')
+        site.reload()
+        wait_until(lambda: not gets_in())
+        assert old.publish(f"sonyc/v1/{OTHER}/tags") == "Not authorized"
+        assert old.publish(topic) == ""
+        assert old.heard(topic) == [topic]
+
+
+# -- who may what ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_sensor_publishes_under_its_own_id_and_readers_get_it(site: Site, version: Version) -> None:
+    topics = [f"sonyc/v1/{SENSOR}/{kind}" for kind in KINDS]
+    with Peer(site, "dashboard", "sonyc/v1/#") as reader, Peer(site, SENSOR, version=version) as sensor:
+        for topic in topics:
+            assert sensor.publish(topic) == ""
+        assert reader.heard(topics[-1]) == topics
+
+
+FORBIDDEN = [
+    *(f"sonyc/v1/{OTHER}/{kind}" for kind in KINDS),
+    "sonyc/v1/tags",
+    f"sonyc/v2/{SENSOR}/tags",
+    f"homeassistant/sensor/{OTHER}/tag_1/config",
+    f"homeassistant/switch/{SENSOR}/tag_1/config",
+    "homeassistant/status",
+    "anything",
+]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_nothing_that_a_sensor_publishes_elsewhere_reaches_anybody(site: Site, version: Version) -> None:
+    """MQTT 5 tells it; in 3.1.1 it is acknowledged, and thrown away all the same."""
+    last = f"sonyc/v1/{SENSOR}/tags"
+    answer = {"5": "Not authorized", "3.1.1": ""}[version]
+    with Peer(site, "admin", "#") as everybody, Peer(site, SENSOR, version=version) as sensor:
+        assert {topic: sensor.publish(topic) for topic in FORBIDDEN} == dict.fromkeys(FORBIDDEN, answer)
+        assert sensor.publish(last) == ""
+        assert everybody.heard(last) == [last]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_sensor_reads_nothing_of_the_others(site: Site, version: Version) -> None:
+    """Only what it says to itself, and that Home Assistant has started."""
+    own, birth = f"sonyc/v1/{SENSOR}/doctor", "homeassistant/status"
+    with (
+        Peer(site, SENSOR, "#", "$SYS/#", f"sonyc/v1/{OTHER}/#", version=version) as sensor,
+        Peer(site, OTHER) as other,
+        Peer(site, "homeassistant") as house,
+    ):
+        for kind in KINDS:
+            assert other.publish(f"sonyc/v1/{OTHER}/{kind}") == ""
+            assert sensor.publish(f"sonyc/v1/{SENSOR}/{kind}") == ""
+        assert other.publish(f"homeassistant/sensor/{OTHER}/tag_1/config") == ""
+        assert house.publish("homeassistant/sensor/a/b/config") == ""
+        assert house.publish(birth, b"online") == ""
+        assert sensor.heard(birth) == [own, birth]
+
+
+def test_a_reader_publishes_nothing(site: Site) -> None:
+    """Not even as a sensor that is called like the reader."""
+    last = f"sonyc/v1/{SENSOR}/tags"
+    own = ["sonyc/v1/dashboard/tags", "homeassistant/sensor/dashboard/tag_1/config"]
+    with (
+        Peer(site, "admin", "#") as everybody,
+        Peer(site, "dashboard") as reader,
+        Peer(site, SENSOR) as sensor,
+    ):
+        for topic in [*own, last, *FORBIDDEN]:
+            assert reader.publish(topic) == "Not authorized"
+        assert sensor.publish(last) == ""
+        assert everybody.heard(last) == [last]
+
+
+def test_home_assistant_reads_the_sensors_and_takes_entities_back(site: Site) -> None:
+    config, state = f"homeassistant/sensor/{SENSOR}/tag_1/config", f"sonyc/v1/{SENSOR}/homeassistant/tag_1"
+    with (
+        Peer(site, "homeassistant", "homeassistant/#", "sonyc/v1/#") as house,
+        Peer(site, SENSOR) as sensor,
+    ):
+        assert sensor.publish(config) == sensor.publish(state) == ""
+        assert house.heard(state) == [config, state]
+        assert house.publish(config, b"", retain=True) == ""
+        assert house.publish(state) == "Not authorized"
+        assert house.publish("sonyc/v1/homeassistant/tags") == "Not authorized"
+
+
+def test_an_administrator_takes_back_what_a_sensor_has_left(site: Site) -> None:
+    left, other = f"sonyc/v1/{SENSOR}/info", f"sonyc/v1/{OTHER}/info"
+    with Peer(site, SENSOR) as sensor, Peer(site, OTHER) as stays:
+        assert sensor.publish(left, b"retained", retain=True) == ""
+        assert stays.publish(other, b"retained", retain=True) == ""
+    with Peer(site, "admin") as admin:
+        assert admin.publish(left, b"", retain=True) == ""
+    with Peer(site, "dashboard", left, other) as reader, Peer(site, OTHER) as stays:
+        assert stays.publish(other) == ""
+        assert reader.heard(other) == [other]
+        assert reader.retained == {other: b"retained"}
+
+
+def test_a_last_will_is_bound_by_the_same_rules(site: Site) -> None:
+    """Of two sensors that die, the one that wished to speak for the other is not heard."""
+    with Peer(site, "dashboard", "sonyc/v1/#") as reader:
+        for will in (f"sonyc/v1/{OTHER}/status", f"sonyc/v1/{SENSOR}/status"):
+            sensor = Peer(site, SENSOR, will=will)
+            sensor.client.break_off()
+            sensor.client.attend()
+        assert reader.heard(f"sonyc/v1/{SENSOR}/status") == [f"sonyc/v1/{SENSOR}/status"]
+
+
+def test_nobody_throws_another_out_by_taking_its_id(site: Site) -> None:
+    topic = f"sonyc/v1/{OTHER}/doctor"
+    with Peer(site, OTHER, topic, client_id=OTHER) as other:
+        with Peer(site, SENSOR, client_id=OTHER) as rogue:
+            assert rogue.publish(f"sonyc/v1/{SENSOR}/tags") == ""
+            assert other.publish(topic) == ""
+        assert other.heard(topic) == [topic]
+
+
+def test_what_waits_for_a_reader_outlives_the_broker(site: Site) -> None:
+    topic = f"sonyc/v1/{SENSOR}/tags"
+    with Peer(site, "dashboard", topic, session_expiry_s=3600):
+        pass
+    with Peer(site, SENSOR) as sensor:
+        assert [sensor.publish(topic, b"%d" % seq) for seq in range(50)] == [""] * 50
+    site.stop()
+    site.start()
+    with Peer(site, "dashboard", session_expiry_s=3600) as reader:
+        wait_until(lambda: reader.look() or len(reader.messages) == 50)
+    assert reader.messages == [(topic, b"%d" % seq) for seq in range(50)]
+
+
+# -- edgetag there ---------------------------------------------------------------------------------------
+
+
+def test_the_configuration_in_the_readme_is_one(tmp_path: Path) -> None:
+    (text,) = _blocks("yaml")
+    file = tmp_path / "edgetag.yaml"
+    file.write_text(text)
+    settings = read_settings(file, {})
+    assert settings.sensor.id == settings.mqtt.user == SENSOR
+    assert settings.mqtt.url == "mqtts://broker.example"
+
+
+def publisher(site: Site, user: str, sensor: str, version: Version = "5") -> MqttPublisher:
+    return MqttPublisher(
+        site.address(user), sensor=sensor, info=bundle_info(), boot_id="01JD", how=site.how(version)
+    )
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_sensors_events_arrive(site: Site, version: Version) -> None:
+    with Peer(site, "dashboard", f"sonyc/v1/{SENSOR}/tags") as reader:
+        with publisher(site, SENSOR, SENSOR, version) as sink:
+            sink.deliver(tags_event())
+        reader.heard(f"sonyc/v1/{SENSOR}/tags")
+        assert reader.messages == [(f"sonyc/v1/{SENSOR}/tags", encode(tags_event()))]
+
+
+@pytest.mark.parametrize("user", [SENSOR, "dashboard"])
+def test_whoever_poses_as_another_sensor_is_told_so(site: Site, user: str) -> None:
+    with (
+        pytest.raises(NetworkError, match=rf"did not accept status on sonyc/v1/{OTHER}: Not authorized"),
+        publisher(site, user, OTHER),
+    ):
+        pass
+
+
+def test_in_mqtt_311_nobody_is_told_and_nothing_arrives(site: Site) -> None:
+    with Peer(site, "admin", "sonyc/v1/#") as everybody:
+        with publisher(site, SENSOR, OTHER, "3.1.1") as sink:
+            sink.deliver(tags_event())
+        with publisher(site, SENSOR, SENSOR) as sink:
+            sink.deliver(tags_event())
+        heard = everybody.heard(f"sonyc/v1/{SENSOR}/tags")
+    assert not any(topic.startswith(f"sonyc/v1/{OTHER}") for topic in heard)
+
+
+def test_home_assistant_discovery_is_within_a_sensors_rights(site: Site) -> None:
+    topic = f"homeassistant/sensor/{SENSOR}/tag_1/config"
+    courier = HomeAssistant(
+        MqttPublisher(
+            site.address(SENSOR),
+            sensor=SENSOR,
+            info=bundle_info(),
+            boot_id="01JD",
+            how=site.how(),
+            reconnect=False,
+            subscribe=[birth_topic("homeassistant")],
+        ),
+        sensor=SENSOR,
+        prefix="sonyc/v1",
+        discovery_prefix="homeassistant",
+        info=bundle_info(),
+        uniform=lambda: 0.0,
+    )
+    with Peer(site, "homeassistant", topic) as house:
+        with courier:
+            house.heard(topic)
+            house.messages.clear()
+            assert house.publish(birth_topic("homeassistant"), b"online") == ""
+            wait_until(lambda: bool(courier.settled() or house.look() or house.messages))
+        assert house.heard(topic) == [topic]
