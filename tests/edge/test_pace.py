@@ -120,3 +120,15 @@ def test_an_overflow_counts_at_least_one_frame() -> None:
     deliver(pace, 0.1, 2)
     assert pace.note(BLOCK, 2.15, overflowed=True) == pace.frame - BLOCK
     assert pace.lost == 2
+
+
+def test_what_a_late_reader_finds_behind_a_block_had_come_with_it() -> None:
+    """The device begins at 10 s; its first block is read half a second late, four more are there already.
+
+    world   |....|....|....|....|....|
+    read                              ^ 0, then 1, 2, 3, 4 at once
+    """
+    pace = Pace(8000)
+    for k in range(5):
+        pace.note(800, 10.5, n_pending=800 * (4 - k))
+        assert pace.time_of(0) == pytest.approx(10.0)

@@ -144,7 +144,7 @@ class _Capture:
     def _read(self, device: OpenDevice) -> None:
         frames, overflowed = device.read(self._block_frames)
         now_s, pace = self._monotonic(), self._pace
-        n_pending = device.pending() if overflowed else 0
+        n_pending = device.pending()
         first_frame = pace.note(len(frames), now_s, overflowed=overflowed, n_pending=n_pending)
         with self.news:
             self._ring.put(first_frame, frames, now_s)

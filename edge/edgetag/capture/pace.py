@@ -32,9 +32,10 @@ _MIN_DELIVERY = 0.9  # of what was promised, over seconds
 
 @dataclass(frozen=True)
 class _Bucket:
-    """The least delayed block of a second, or one block: what had come by `t_s`.
+    """The least delayed block of a second, or one block: what had come by `t_s`, whoever was late to read it.
 
-    `passed` is what was delivered and what the device said that it dropped, `frame` the index of the end.
+    `passed` is what was delivered, what the device said that it dropped and what it still had; `frame` the
+    index of the end of that.
     """
 
     delay_s: float
@@ -91,7 +92,7 @@ class Pace:
                 self._open.clear()
             first_frame = self.frame
             self.delivered += n_frames
-            self._add_point(t_s)
+            self._add_point(t_s, n_pending)
             return first_frame
 
     def time_of(self, frame: float) -> float:
@@ -120,11 +121,11 @@ class Pace:
             return t_s
         return known.delay_s + (t_s - known.t_s) * (1 - (self.measured_hz or self.rate_hz) / self.rate_hz)
 
-    def _add_point(self, t_s: float) -> None:
+    def _add_point(self, t_s: float, n_pending: int) -> None:
         if self._open and t_s - self._open[0].t_s >= BUCKET_S:
             self._close_bucket()
-        delay_s, passed = t_s - self.frame / self.rate_hz, self.delivered + self._n_dropped
-        self._open.append(_Bucket(delay_s, t_s, passed, self.frame))
+        frame, passed = self.frame + n_pending, self.delivered + self._n_dropped + n_pending
+        self._open.append(_Bucket(t_s - frame / self.rate_hz, t_s, passed, frame))
 
     def _close_bucket(self) -> None:
         self._buckets.append(min(self._open, key=_delay_s))
