@@ -28,7 +28,7 @@ from edgetag.config import read_settings
 from edgetag.contract.errors import NetworkError
 from edgetag.contract.event import encode
 from edgetag.delivery.address import BrokerAddress
-from edgetag.delivery.connection import Connecting, Limits, LostError, RefusedError, Tls, connect
+from edgetag.delivery.connection import Connecting, LostError, RefusedError, Tls, connect
 from edgetag.delivery.homeassistant import HomeAssistant, birth_topic
 from edgetag.delivery.mqtt import MqttPublisher
 from fakes import bundle_info, tags_event
@@ -40,6 +40,7 @@ Version = Literal["5", "3.1.1"]
 VERSIONS: list[Version] = ["5", "3.1.1"]
 
 SENSOR, OTHER = "b827eb42bd4a", "lamp-2"
+N_KEPT = 1500  # messages; more than the 1,000 that Mosquitto keeps for a reader unless it is told otherwise
 KINDS = ["status", "info", "tags", "events", "health", "homeassistant/tag_1", "doctor"]
 
 pytestmark = pytest.mark.skipif(
@@ -170,7 +171,8 @@ def site() -> Iterator[Site]:
 class Peer:
     """A client of a user, all in this thread: what it publishes, and what it is sent.
 
-    `client_id` and `will` are what it claims; `topics` are subscribed to when it is entered.
+    `client_id` and `will` are what it claims, `how` is how it connects; `topics` are subscribed to when it is
+    entered.
     """
 
     def __init__(
@@ -181,7 +183,7 @@ class Peer:
         version: Version = "5",
         client_id: str = "whatever",
         will: str | None = None,
-        session_expiry_s: int = 0,
+        **how: int,
     ) -> None:
         self.messages: list[tuple[str, bytes]] = []
         self.retained: dict[str, bytes] = {}  # what was there already
@@ -195,13 +197,14 @@ class Peer:
             if will is not None:
                 client.will_set(will, b"will", 1)
 
-        how = dataclasses.replace(site.how(version), session_expiry_s=session_expiry_s)
-        self.client, self.limits = connect(site.address(user), client_id, how, prepare)
+        self.client, self.limits = connect(
+            site.address(user), client_id, dataclasses.replace(site.how(version), **how), prepare
+        )
 
     def __enter__(self) -> Self:
         if self._topics:
             self.client.subscribe([(topic, 1) for topic in self._topics])
-            self._wait(lambda: bool(self._answers))
+            self.wait(lambda: bool(self._answers))
         return self
 
     def __exit__(
@@ -214,19 +217,16 @@ class Peer:
         """Why the broker refused it, as far as it says so; "" if it did not."""
         self._answers.clear()
         self.client.publish(topic, payload, 1, retain)
-        self._wait(lambda: bool(self._answers))
+        self.wait(lambda: bool(self._answers))
         return self._answers[0]
 
     def heard(self, last: str) -> list[str]:
         """Topics of all that has come, once something has come on `last`."""
-        self._wait(lambda: any(topic == last for topic, _ in self.messages))
+        self.wait(lambda: any(topic == last for topic, _ in self.messages))
         return [topic for topic, _ in self.messages]
 
-    def look(self) -> None:
-        """Take what is there, if anything comes within half a second."""
-        self.client.loop(0.5)
-
-    def _wait(self, done: Callable[[], bool]) -> None:
+    def wait(self, done: Callable[[], bool]) -> None:
+        """Take what comes until `done()`."""
         deadline_s = time.monotonic() + WAIT_S
         self.client.attend(lambda: done() or time.monotonic() > deadline_s)
         assert done(), f"nothing of that kind among {self.messages}"
@@ -299,9 +299,9 @@ def test_a_client_that_does_not_know_the_authority_does_not_trust(site: Site) ->
 
 
 def test_clients_are_told_the_limits(site: Site) -> None:
-    with Peer(site, SENSOR) as peer:
-        assert isinstance(peer.limits, Limits)
+    with Peer(site, SENSOR, keepalive_s=3600) as peer:
         assert peer.limits.packet_bytes == 65_536
+        assert peer.client.keepalive == 300
 
 
 def test_who_sends_too_much_is_out(site: Site) -> None:
@@ -416,13 +416,14 @@ def test_home_assistant_reads_the_sensors_and_takes_entities_back(site: Site) ->
         assert house.publish("sonyc/v1/homeassistant/tags") == "Not authorized"
 
 
-def test_an_administrator_takes_back_what_a_sensor_has_left(site: Site) -> None:
+def test_an_administrator_sees_the_broker_and_takes_back_what_a_sensor_has_left(site: Site) -> None:
     left, other = f"sonyc/v1/{SENSOR}/info", f"sonyc/v1/{OTHER}/info"
     with Peer(site, SENSOR) as sensor, Peer(site, OTHER) as stays:
         assert sensor.publish(left, b"retained", retain=True) == ""
         assert stays.publish(other, b"retained", retain=True) == ""
-    with Peer(site, "admin") as admin:
+    with Peer(site, "admin", "$SYS/broker/version") as admin:
         assert admin.publish(left, b"", retain=True) == ""
+        admin.wait(lambda: bool(admin.retained))
     with Peer(site, "dashboard", left, other) as reader, Peer(site, OTHER) as stays:
         assert stays.publish(other) == ""
         assert reader.heard(other) == [other]
@@ -453,12 +454,12 @@ def test_what_waits_for_a_reader_outlives_the_broker(site: Site) -> None:
     with Peer(site, "dashboard", topic, session_expiry_s=3600):
         pass
     with Peer(site, SENSOR) as sensor:
-        assert [sensor.publish(topic, b"%d" % seq) for seq in range(50)] == [""] * 50
+        assert [sensor.publish(topic, b"%d" % seq) for seq in range(N_KEPT)] == [""] * N_KEPT
     site.stop()
     site.start()
     with Peer(site, "dashboard", session_expiry_s=3600) as reader:
-        wait_until(lambda: reader.look() or len(reader.messages) == 50)
-    assert reader.messages == [(topic, b"%d" % seq) for seq in range(50)]
+        reader.wait(lambda: len(reader.messages) == N_KEPT)
+    assert reader.messages == [(topic, b"%d" % seq) for seq in range(N_KEPT)]
 
 
 # -- edgetag there ---------------------------------------------------------------------------------------
@@ -530,5 +531,5 @@ def test_home_assistant_discovery_is_within_a_sensors_rights(site: Site) -> None
             house.heard(topic)
             house.messages.clear()
             assert house.publish(birth_topic("homeassistant"), b"online") == ""
-            wait_until(lambda: bool(courier.settled() or house.look() or house.messages))
+            house.wait(lambda: bool(courier.settled() or house.messages))
         assert house.heard(topic) == [topic]
