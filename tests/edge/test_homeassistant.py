@@ -310,6 +310,12 @@ def test_no_sensor_id_is_what_another_one_is_made_to() -> None:
     assert len(node) > 64
 
 
+def test_no_tag_id_is_what_another_one_is_made_to() -> None:
+    (topic,) = config_topics(SENSOR, {"ß": "a"})
+    impostor = topic.split("/")[3].removeprefix("tag_")
+    assert config_topics(SENSOR, {impostor: "a"}) != [topic]
+
+
 def test_an_ordinary_sensor_id_stays_as_it_is() -> None:
     """A broker can let every sensor write below its own user name only."""
     assert config_topics("Lamp_post-42", {"1": "a"}) == ["homeassistant/sensor/Lamp_post-42/tag_1/config"]
