@@ -1,16 +1,21 @@
 """How the sensor is: what `health` says every minute, and at once when a bundle took over or was refused."""
 
+import contextlib
+import shutil
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
 import msgspec
 
-from edgetag.contract.event import AudioHealth, BundleHealth, Health, LoadHealth, timestamp
+from edgetag.contract.event import AudioHealth, BundleHealth, DeliveryHealth, Health, LoadHealth, timestamp
+from edgetag.state import state_directory
 from edgetag.tagging.machine import resident_bytes
 from edgetag.tagging.stream import EventStream
 
 INTERVAL_S = 60.0
+THERMAL_ZONES = Path("/sys/class/thermal")
 
 
 class HealthWatch:
@@ -55,6 +60,7 @@ class HealthWatch:
         *,
         audio: AudioHealth | msgspec.UnsetType = msgspec.UNSET,
         load: LoadHealth | msgspec.UnsetType = msgspec.UNSET,
+        delivery: DeliveryHealth | msgspec.UnsetType = msgspec.UNSET,
         clock_steps: int = 0,
     ) -> Health:
         """How things are now; the next is due a minute later."""
@@ -72,7 +78,32 @@ class HealthWatch:
             clock_steps=clock_steps,
             audio=audio,
             load=load,
+            delivery=delivery,
+            disk_free_mb=_or_unset(disk_free_mb(state_directory())),
+            temperature_c=_or_unset(temperature_c()),
         )
 
     def _bundle(self, state: Literal["ok", "refused"], reason: str = "") -> BundleHealth:
         return BundleHealth(self._stream.tagger.bundle.model, state, reason, timestamp(self._wall()))
+
+
+def disk_free_mb(folder: Path) -> float | None:
+    """What a program may still write there, in 10^6 bytes; None if nobody knows."""
+    existing = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+    try:
+        return round(shutil.disk_usage(existing).free / 1e6, 1)
+    except OSError:
+        return None
+
+
+def temperature_c(zones: Path = THERMAL_ZONES) -> float | None:
+    """Of the hottest zone the kernel knows of; None if it knows of none."""
+    found: list[float] = []
+    for file in zones.glob("thermal_zone*/temp"):
+        with contextlib.suppress(OSError, ValueError):
+            found.append(int(file.read_text()) / 1000)
+    return max(found, default=None)
+
+
+def _or_unset(value: float | None) -> float | msgspec.UnsetType:
+    return msgspec.UNSET if value is None else value

@@ -174,7 +174,9 @@ class Listener:
         """Publish the state, if it is another one or has another reason."""
         now_s = self._monotonic()
         refusal = "a bundle was refused" if self._watch.bundle.state == "refused" else ""
-        state, reason = said = self._condition.state(now_s, self._ladder.reason, refusal)
+        trouble = self._sink.trouble()
+        state, reason = said = self._condition.state(now_s, self._ladder.reason, refusal, trouble)
+        self._notifier.status("; ".join(filter(None, (f"{state}: {reason}", self._sink.unreachable()))))
         if said == self._said:
             return
         self._said = said
@@ -182,11 +184,15 @@ class Listener:
         log("sensor.state", state=state, reason=reason)
         since = timestamp(self._time.utc_s(now_s))
         self._sink.state(Status(state=state, reason=reason, boot_id=self._stream.boot, since=since))
-        self._notifier.status(f"{state}: {reason}")
 
     def _report(self) -> None:
-        audio, load = self._ledger.health(self._monotonic()), self._ladder.health()
-        self._sink.report(self._watch.health(audio=audio, load=load, clock_steps=self._time.n_steps))
+        health = self._watch.health(
+            audio=self._ledger.health(self._monotonic()),
+            load=self._ladder.health(),
+            delivery=self._sink.delivery(),
+            clock_steps=self._time.n_steps,
+        )
+        self._sink.report(health)
 
     # -- other settings, another bundle ------------------------------------------------------------
 

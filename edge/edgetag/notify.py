@@ -30,6 +30,7 @@ class Notifier:
         self._address = address
         self._phase: Literal["starting", "running", "stopping"] = "starting"
         self._complained = False
+        self._status: str | None = None
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
@@ -42,8 +43,10 @@ class Notifier:
             self._phase = "running"
 
     def status(self, text: str) -> None:
-        """What `systemctl status` shows: one line, with escapes for what a terminal would obey."""
-        self._say(f"STATUS={printable(text[:MAX_STATUS_CHARACTERS])[:MAX_STATUS_CHARACTERS]}")
+        """What `systemctl status` shows: one line, with escapes for what a terminal would obey; said once."""
+        if text != self._status:
+            self._say(f"STATUS={printable(text[:MAX_STATUS_CHARACTERS])[:MAX_STATUS_CHARACTERS]}")
+        self._status = text
 
     def watchdog(self) -> None:
         """There was progress: begin `WatchdogSec=` anew."""

@@ -1,12 +1,10 @@
 """`edgetag run`: the daemon."""
 
-import dataclasses
 import logging
 import os
 import signal
 import socket
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -29,7 +27,6 @@ from edgetag.assembly import (
 if TYPE_CHECKING:
     from edgetag.capture.microphone import Microphone
     from edgetag.config import Settings
-    from edgetag.contract.event import Info
     from edgetag.delivery.address import BrokerAddress
     from edgetag.delivery.sink import Sink
     from edgetag.loading import Loaded
@@ -53,7 +50,12 @@ def run(
     ] = True,
     config: Annotated[Path | None, typer.Option("--config", help="Configuration file (YAML).")] = None,
     mqtt: Annotated[
-        str | None, typer.Option("--mqtt", help="Publish to a broker: mqtt://[user:password@]host[:port]")
+        str | None,
+        typer.Option(
+            "--mqtt",
+            help="Publish to a broker: mqtt://[user:password@]host[:port], or mqtts://, ws://, wss://. "
+            "Everybody on this machine can see a password there; a configuration file keeps it.",
+        ),
     ] = None,
     format: Annotated[
         Format | None,
@@ -153,9 +155,11 @@ def _sink(
     loaded: "Loaded", stream: "EventStream", format: Format | None, mqtt: str | None, hop_s: float
 ) -> "Sink":
     """Where events go: to the broker if there is one, to stdout if a format is named or there is none."""
+    from edgetag.delivery.address import parse_url
     from edgetag.delivery.sink import Tee
+    from edgetag.publishing import broker_of
 
-    address = _broker(loaded.settings, mqtt)
+    address = broker_of(loaded.settings) if mqtt is None else parse_url(mqtt)
     sinks: list[Sink] = []
     if address is not None:
         sinks.append(_publisher(loaded, stream, address, hop_s))
@@ -168,40 +172,20 @@ def _sink(
     return Tee(sinks)
 
 
-def _broker(settings: "Settings", mqtt: str | None) -> "BrokerAddress | None":
-    """The command line's broker, or the configured one with its password."""
-    from edgetag.config import mqtt_password
-    from edgetag.delivery.address import parse_url
-
-    if mqtt is not None:
-        return parse_url(mqtt)
-    if settings.mqtt.url is None:
-        return None
-    secret = mqtt_password(settings)
-    password = None if secret is None else secret.reveal()
-    return dataclasses.replace(parse_url(settings.mqtt.url), user=settings.mqtt.user, password=password)
-
-
 def _publisher(loaded: "Loaded", stream: "EventStream", address: "BrokerAddress", hop_s: float) -> "Sink":
     """To the broker, in a thread that waits for it as long as need be."""
-    from edgetag.contract.event import Status, timestamp
-    from edgetag.delivery.background import Background
-    from edgetag.delivery.mqtt import MqttPublisher
+    from edgetag.publishing import publisher
+    from edgetag.state import state_directory
 
-    def connect(status: Status, info: "Info") -> "Sink":
-        return MqttPublisher(
-            address,
-            sensor=stream.sensor,
-            info=info,
-            boot_id=stream.boot,
-            prefix=loaded.settings.mqtt.prefix,
-            status=status,
-            farewell="stopped",
-            reconnect=False,
-        )
-
-    starting = Status(state="no_audio", reason="starting", boot_id=stream.boot, since=timestamp(time.time()))
-    return Background(connect, status=starting, info=loaded.tagger.info(hop_s), flush_s=FLUSH_S)
+    return publisher(
+        loaded.settings,
+        address,
+        sensor=stream.sensor,
+        boot_id=stream.boot,
+        info=loaded.tagger.info(hop_s),
+        state_directory=state_directory(),
+        flush_s=FLUSH_S,
+    )
 
 
 def _host() -> str:

@@ -214,6 +214,41 @@ class LoadHealth(msgspec.Struct, frozen=True):
     windows_skipped: Count
 
 
+class OutboxHealth(msgspec.Struct, frozen=True):
+    """What is kept until the broker has it.
+
+    Attributes:
+        depth: messages (windows and sounds) that are not known to have arrived.
+        bytes: of them.
+        dropped: messages that were given up for lack of room since this outbox was made: the gaps in `seq`.
+        refused: messages that were set aside because the broker will not take them, since then.
+        damaged: how often it was found damaged and begun anew, since the first one was made.
+        fault: why messages are kept in memory only; "" if they are where they should be.
+    """
+
+    depth: Count
+    bytes: Count
+    dropped: Count = 0
+    refused: Count = 0
+    damaged: Count = 0
+    fault: str = ""
+
+
+class DeliveryHealth(msgspec.Struct, frozen=True):
+    """How the broker is reached.
+
+    Attributes:
+        connects: how often it was reached in this boot; `connects_last_hour` of late.
+        last_error: why it was not, the last time; "" if it always was.
+        outbox: what waits for it.
+    """
+
+    connects: Count
+    connects_last_hour: Count
+    last_error: str
+    outbox: OutboxHealth
+
+
 class Health(msgspec.Struct, frozen=True, kw_only=True):
     """On `<prefix>/<sensor>/health`, QoS 0: every minute, and at once when a bundle took over or was refused.
 
@@ -224,7 +259,10 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
         cpu_s: processor time of the process so far.
         rss_mb: its resident memory, in 10^6 bytes.
         clock_steps: how often the system clock was set in this boot.
+        disk_free_mb: of the state directory's file system, in 10^6 bytes.
+        temperature_c: of the processor; absent where that is not known.
         audio, load: of a microphone; absent for recordings.
+        delivery: absent where nothing is published in the background.
     """
 
     schema: Literal["edgetag.health/1"] = "edgetag.health/1"
@@ -239,6 +277,9 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     clock_steps: Count = 0
     audio: AudioHealth | msgspec.UnsetType = msgspec.UNSET
     load: LoadHealth | msgspec.UnsetType = msgspec.UNSET
+    delivery: DeliveryHealth | msgspec.UnsetType = msgspec.UNSET
+    disk_free_mb: float | msgspec.UnsetType = msgspec.UNSET
+    temperature_c: float | msgspec.UnsetType = msgspec.UNSET
 
 
 MESSAGES: dict[str, type[msgspec.Struct]] = {

@@ -1,13 +1,12 @@
-"""A sink that never makes anybody wait: a thread waits in its place, for the network above all.
+"""A sink that never makes anybody wait: messages go to the outbox, and a thread takes them to the broker.
 
 ```
-caller's thread   deliver, sound ─ waiting ─┐
+caller's thread   deliver, sound ─ outbox ──┐
                   state, announce, report ──┤ the last of each
-this thread                                 └─ inner sink ─ handed over ─ acknowledged: forgotten
+this thread                                 └─ courier ─ forwarded ─ settled: forgotten
                                                fails: left, made anew 1 s … 5 min later,
-                                               and handed what is not acknowledged once more
+                                               and handed what is not settled once more
 ```
-The queue is in memory: what was not delivered when the process ends is lost, and counted.
 """
 
 import random
@@ -23,55 +22,75 @@ import msgspec
 import structlog
 
 from edgetag.contract.errors import EdgetagError, first_line
-from edgetag.contract.event import Health, Info, SoundEvent, Status, TagsEvent
-from edgetag.delivery.sink import Sink
+from edgetag.contract.event import DeliveryHealth, Health, Info, SoundEvent, Status, TagsEvent, encode
+from edgetag.delivery.connection import LostError, TakenOverError
+from edgetag.delivery.outbox import Outbox, Queued
+from edgetag.delivery.sink import Courier, Settled, Sink
 
-MAX_MESSAGES = 5_000  # at a window in 5 s and few sounds, some six hours; 10 MB
 LATE_S = 10.0
+RIVALRY = "another client connects as this sensor again and again: every sensor needs an id of its own"
+HANGS_UP = "the broker hangs up on it"
 
 _FIRST_DELAY_S = 1.0
 _MAX_DELAY_S = 300.0
-_STABLE_S = 60.0  # a connection that held so long has nothing to do with the failures before it
+_HOUR_S = 3600.0
+# A connection that held so long has nothing to do with the failures before it, unless another client ended
+# it: two sensors of one id may throw each other out as seldom as every few minutes.
+_STABLE_S = 60.0
+_N_RIVALS = 3  # in an hour: fewer may be a connection of our own that the broker had kept
+_N_SUSPECT = 3  # hang-ups on one message until it is sent alone; as many again until it is set aside
+_HANG_UP_S = 10.0
 _POLL_S = 0.5  # how often an idle thread looks for acknowledgements and a lost connection
-_LEAVE_S = 0.9  # for the inner sink's farewell
+_LEAVING_POLL_S = 0.02
+_LEAVE_S = 0.9  # for the courier's farewell
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger("edgetag.delivery")
 
 
 @dataclass(frozen=True)
-class _Queued:
-    """An event or a sound; `index` counts them, `since_s` is when it came."""
-
-    message: TagsEvent | SoundEvent
-    index: int
-    since_s: float
-
-
-@dataclass(frozen=True)
 class _Latest:
-    """The last state, info or health; to be said when all messages before `index` have been handed over."""
+    """The last state, info or health; to be said after the messages before `before_id`."""
 
     message: Status | Info | Health
-    index: int
+    before_id: int
+
+
+@dataclass
+class _Suspect:
+    """A message on which the broker hung up `n` times, and nothing else happened in between."""
+
+    id: int | None = None
+    n: int = 0
+
+    def hung_up_on(self, id: int) -> None:
+        self.n = self.n + 1 if id == self.id else 1
+        self.id = id
+
+    @property
+    def goes_alone(self) -> bool:
+        return self.n >= _N_SUSPECT
+
+    @property
+    def is_convicted(self) -> bool:
+        return self.n >= 2 * _N_SUSPECT
 
 
 class Background(Sink):
-    """Hands everything to an inner sink, in a thread of its own; every method returns at once.
+    """Keeps every event and sound in an outbox and hands them to a courier, in a thread of its own.
 
-    Events and sounds arrive in order and at least once: whatever the inner sink did not confirm before
-    it failed is delivered again. Of states, infos and health reports the last ones arrive, in order with
-    the events while there is a connection; after a failure the inner sink is made with the last state and
-    info, and a health report is forgotten.
+    They arrive in order and at least once: what a courier did not settle before it failed is forwarded again,
+    by this process or the next. Of states, infos and health reports the last ones arrive, in order with the
+    messages while there is a connection; after a failure the courier is made with the last state and info,
+    and a health report is forgotten. A message on which the broker hangs up again and again is set aside.
 
-    Leaving waits until everything is confirmed, though not longer than `flush_s`, and then leaves the inner
-    sink. What hangs longer than that is abandoned: it goes down with the process.
+    Leaving waits until everything is settled, though not longer than `flush_s`, and then leaves the courier.
+    What hangs longer than that is abandoned: it goes down with the process.
 
     Args:
-        make: gives a new inner sink, which announces this state and info by itself when it is entered. It
-            must not repair a lost connection by itself (`MqttPublisher(…, reconnect=False)`).
+        make: gives a new courier, which announces this state and info by itself when it is entered.
+        outbox: entered and left by this sink.
         info: the first info.
         status: the first state; without one nobody is called before `state` has been.
-        max_messages: most events and sounds that are kept, at least 1; the oldest go when there are more.
         flush_s: longest wait for what is left at the end.
         monotonic, wait, uniform: a clock, a wait for so many seconds that ends when this sink is left, and
             a random number from 0 to 1.
@@ -79,19 +98,19 @@ class Background(Sink):
 
     def __init__(
         self,
-        make: Callable[[Status, Info], Sink],
+        make: Callable[[Status, Info], Courier],
         *,
+        outbox: Outbox,
         info: Info,
         status: Status | None = None,
-        max_messages: int = MAX_MESSAGES,
         flush_s: float = 3.0,
         monotonic: Callable[[], float] = time.monotonic,
         wait: Callable[[float], object] | None = None,
         uniform: Callable[[], float] = random.random,
     ) -> None:
         self._make = make
+        self._outbox = outbox
         self._status, self._info = status, info
-        self._max_messages = max_messages
         self._flush_s = flush_s
         self._monotonic = monotonic
         self._stopping = threading.Event()
@@ -101,126 +120,135 @@ class Background(Sink):
 
         # Shared by both threads, under the condition's lock:
         self._changed = threading.Condition()
-        self._handed: deque[_Queued] = deque()
-        self._waiting: deque[_Queued] = deque()
+        self._news = False
         self._latest: dict[type[Status | Info | Health], _Latest] = {}
-        self._n_queued = 0
-        self._n_dropped = 0
         self._connected = False
-        self._last_error = ""
+        self._error, self._last_error = "", ""  # why there is no connection now, and was none before
+        self._connects_s: deque[float] = deque()  # of the last hour, as the next
+        self._rivals_s: deque[float] = deque()
+        self._n_connects = 0
         self._deadline_s = float("inf")  # of flushing
 
         # The thread's own:
         self._n_failures = 0
-        self._n_dropped_said = 0
+        self._head: Queued | None = None
+        self._in_flight: dict[int, float] = {}  # when a message was forwarded, by id
+        self._has_settled = False  # anything, over this connection
+        self._suspect = _Suspect()
 
-    # -- the caller's thread -----------------------------------------------------------------------
+    # -- the caller's thread -----------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
-        """Start the thread, whether or not anybody can be reached."""
+        """Open the outbox and start the thread, whether or not anybody can be reached.
+
+        Raises:
+            InputError: another process has the outbox.
+        """
+        self._outbox.__enter__()
         self._thread.start()
         return self
 
     def deliver(self, event: TagsEvent) -> None:
-        """Queue one event."""
-        self._queue(event)
+        """Keep one event."""
+        self._outbox.append("tags", encode(event))
+        self._notify()
 
     def sound(self, event: SoundEvent) -> None:
-        """Queue a sound that began or ended."""
-        self._queue(event)
+        """Keep a sound that began or ended."""
+        self._outbox.append("events", encode(event))
+        self._notify()
 
     def state(self, status: Status) -> None:
         """From now on the sensor is in this state."""
         with self._changed:
             self._status = status
-            self._say(status)
+        self._say(status)
 
     def announce(self, info: Info) -> None:
         """From the next event on, events are to be read with this."""
         with self._changed:
             self._info = info
-            self._say(info)
+        self._say(info)
 
     def report(self, health: Health) -> None:
         """How the sensor is; not said while there is no connection."""
-        with self._changed:
-            if self._connected:
-                self._say(health)
+        if self.connected:
+            self._say(health)
 
     def unconfirmed(self) -> int:
         """How many events and sounds are not known to have arrived."""
-        return self.depth
+        return self._outbox.depth
 
-    @property
-    def depth(self) -> int:
-        """How many events and sounds are kept because they are not known to have arrived."""
+    def delivery(self) -> DeliveryHealth:
+        """How often the broker was reached, why it was not, and what waits for it."""
         with self._changed:
-            return len(self._handed) + len(self._waiting)
+            connects = len(_of_last_hour(self._connects_s, self._monotonic()))
+            reached = self._n_connects, connects, self._error or self._last_error
+        return DeliveryHealth(*reached, self._outbox.health())
 
-    @property
-    def dropped(self) -> int:
-        """How many events and sounds have been given up because there were too many."""
+    def trouble(self) -> str:
+        """Why delivery is not as it was asked for. That nobody is there is none: it is what we are for."""
+        if fault := self._outbox.fault:
+            return f"the outbox cannot be written ({fault}): messages are kept in memory"
         with self._changed:
-            return self._n_dropped
+            rivals = _of_last_hour(self._rivals_s, self._monotonic())
+        return RIVALRY if len(rivals) >= _N_RIVALS else ""
 
     @property
     def connected(self) -> bool:
-        """Whether the inner sink is entered, and has not failed as far as is known."""
+        """Whether the courier is entered, and has not failed as far as is known."""
         with self._changed:
             return self._connected
 
-    @property
-    def last_error(self) -> str:
+    def unreachable(self) -> str:
         """Why nobody is reached; "" while somebody is, and before the first attempt."""
         with self._changed:
-            return self._last_error
+            return self._error
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Flush, take leave, and count what could not be delivered; raises nothing."""
+        """Flush, take leave, and say what is left; raises nothing."""
         with self._changed:
             self._deadline_s = self._monotonic() + self._flush_s
             self._stopping.set()
             self._changed.notify_all()
         self._thread.join(self._flush_s + _LEAVE_S)
-        if lost := self.depth:
-            _log.warning(
-                "delivery.undelivered", messages=lost, reason=self.last_error or "not acknowledged in time"
-            )
-
-    def _queue(self, message: TagsEvent | SoundEvent) -> None:
-        with self._changed:
-            if len(self._handed) + len(self._waiting) >= self._max_messages:
-                (self._waiting or self._handed).popleft()
-                self._n_dropped += 1
-            self._waiting.append(_Queued(message, self._n_queued, self._monotonic()))
-            self._n_queued += 1
-            self._changed.notify_all()
+        self._outbox.__exit__(exc_type, exc, traceback)
+        if n_left := self._outbox.depth:
+            kept = self._outbox.outlives_process
+            log = _log.info if kept else _log.warning
+            reason = self.unreachable() or "not acknowledged in time"
+            log("delivery.kept" if kept else "delivery.undelivered", messages=n_left, reason=reason)
 
     def _say(self, message: Status | Info | Health) -> None:
-        self._latest[type(message)] = _Latest(message, self._n_queued)
-        self._changed.notify_all()
+        with self._changed:
+            self._latest[type(message)] = _Latest(message, self._outbox.next_id)
+        self._notify()
 
-    # -- the thread --------------------------------------------------------------------------------
+    def _notify(self) -> None:
+        with self._changed:
+            self._news = True
+            self._changed.notify_all()
+
+    # -- the thread --------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         while self._is_to_connect():
             is_last = self._stopping.is_set()
             entered_s = float("inf")
             try:
-                with self._new_inner() as sink:
+                with self._new_courier() as courier:
                     entered_s = self._monotonic()
                     self._note_connected()
-                    while (message := self._next(sink)) is not None:
-                        self._hand_over(sink, message)
+                    while (due := self._next(courier)) is not None:
+                        self._hand_over(courier, due)
             except Exception as error:  # a fault of ours must not end delivery for good
                 self._note_failure(error, lasted_s=self._monotonic() - entered_s)
                 if is_last:
                     return
                 self._wait(self._delay_s())
             else:
-                self._note_left()
                 return
 
     def _is_to_connect(self) -> bool:
@@ -230,89 +258,122 @@ class Background(Sink):
             if not self._stopping.is_set():
                 return True
             is_in_time = self._monotonic() < self._deadline_s
-            return self._status is not None and bool(self._waiting) and is_in_time
+            return self._status is not None and is_in_time and self._outbox.depth > 0
 
-    def _new_inner(self) -> Sink:
+    def _new_courier(self) -> Courier:
         with self._changed:
             self._latest.clear()
             status, info = self._status, self._info
         assert status is not None
         return self._make(status, info)
 
-    def _next(self, sink: Sink) -> _Queued | _Latest | None:
+    def _next(self, courier: Courier) -> Queued | _Latest | None:
         """What to hand over next, once there is something; None when it is time to leave."""
         while True:
-            n_unconfirmed = sink.unconfirmed()
+            self._settle(courier)
+            is_stopping = self._stopping.is_set()
+            if is_stopping and self._monotonic() >= self._deadline_s:
+                return None
+            if (due := self._pop()) is not None:
+                return due
+            if is_stopping and not self._in_flight:
+                return None
             with self._changed:
-                while len(self._handed) > n_unconfirmed:
-                    self._handed.popleft()
-                if self._stopping.is_set() and self._monotonic() >= self._deadline_s:
-                    return None
-                if (message := self._pop()) is not None:
-                    return message
-                if self._stopping.is_set():
-                    return None
-                self._changed.wait(_POLL_S)
+                poll_s = _LEAVING_POLL_S if is_stopping else _POLL_S
+                self._changed.wait_for(lambda: self._news, poll_s)
+                self._news = False
 
-    def _pop(self) -> _Queued | _Latest | None:
-        """The first in order: a state is said before the events that came after it."""
-        first = self._waiting[0].index if self._waiting else self._n_queued
-        for kind, latest in self._latest.items():
-            if latest.index <= first:
-                return self._latest.pop(kind)
-        if not self._waiting:
+    def _settle(self, courier: Courier) -> None:
+        for settled in courier.settled():
+            self._outbox.settle(settled)
+            self._in_flight.pop(settled.id, None)
+            self._has_settled, self._suspect = True, _Suspect()
+            if settled.refusal:
+                _log.error("delivery.refused", reason=settled.refusal)
+
+    def _pop(self) -> Queued | _Latest | None:
+        """The first in order: a state is said before the messages that came after it."""
+        if self._head is None:
+            self._head = self._outbox.next()
+        head = self._head
+        with self._changed:
+            for kind, latest in self._latest.items():
+                if head is None or latest.before_id <= head.id:
+                    return self._latest.pop(kind)
+        if head is None or (self._suspect.goes_alone and self._in_flight):
             return None
-        self._handed.append(self._waiting.popleft())
-        return self._handed[-1]
+        self._head = None
+        return head
 
-    def _hand_over(self, sink: Sink, due: _Queued | _Latest) -> None:
-        match due.message:
-            case TagsEvent() as event:
-                assert isinstance(due, _Queued)
-                is_late = event.late or self._monotonic() - due.since_s > LATE_S
-                sink.deliver(msgspec.structs.replace(event, late=is_late))
-            case SoundEvent() as sound:
-                sink.sound(sound)
-            case Status() as status:
-                sink.state(status)
-            case Info() as info:
-                sink.announce(info)
-            case Health() as health:
-                sink.report(health)
+    def _hand_over(self, courier: Courier, due: Queued | _Latest) -> None:
+        match due:
+            case Queued():
+                self._in_flight[due.id] = self._monotonic()
+                courier.forward(due.id, due.kind, _stamped(due))
+            case _Latest(Status() as status):
+                courier.state(status)
+            case _Latest(Info() as info):
+                courier.announce(info)
+            case _Latest(Health() as health):
+                courier.report(health)
 
-    # -- what becomes of a connection ----------------------------------------------------------------
+    # -- what becomes of a connection --------------------------------------------------------------------
 
     def _note_connected(self) -> None:
+        self._has_settled = False
         with self._changed:
-            self._connected, self._last_error = True, ""
-            dropped = self._n_dropped - self._n_dropped_said
-            self._n_dropped_said = self._n_dropped
-            depth = len(self._waiting)
-        _log.info("delivery.connected", waiting=depth)
-        if dropped:
-            _log.warning("delivery.dropped", messages=dropped)
+            self._connected, self._error = True, ""
+            self._n_connects += 1
+            self._connects_s.append(self._monotonic())
+        _log.info("delivery.connected", waiting=self._outbox.depth)
 
     def _note_failure(self, error: Exception, lasted_s: float) -> None:
-        """Keep what is not acknowledged for the next attempt; log a reason once, not at every attempt."""
-        reason = (
-            str(error) if isinstance(error, EdgetagError) else f"{type(error).__name__}: {first_line(error)}"
-        )
+        """Begin again with what is not settled; log a reason once, not at every attempt."""
+        self._suspect_of(error)
+        self._in_flight.clear()
+        self._head = None
+        self._outbox.rewind()
+        is_ours = not isinstance(error, EdgetagError)
+        reason = f"{type(error).__name__}: {first_line(error)}" if is_ours else str(error)
         with self._changed:
-            self._waiting.extendleft(reversed(self._handed))
-            self._handed.clear()
-            is_news = reason != self._last_error
-            self._connected, self._last_error = False, reason
-        self._n_failures = 1 if lasted_s >= _STABLE_S else self._n_failures + 1
+            is_news = reason != self._error
+            self._connected, self._error, self._last_error = False, reason, reason
+            if isinstance(error, TakenOverError):
+                self._rivals_s.append(self._monotonic())
+        stable_s = _HOUR_S if isinstance(error, TakenOverError) else _STABLE_S
+        self._n_failures = 1 if lasted_s >= stable_s else self._n_failures + 1
         if is_news:
-            _log.warning("delivery.failed", reason=reason, exc_info=not isinstance(error, EdgetagError))
+            _log.warning("delivery.failed", reason=reason, exc_info=is_ours)
 
-    def _note_left(self) -> None:
-        """The inner sink was left in good order: everything it had has arrived."""
-        with self._changed:
-            self._handed.clear()
-            self._connected = False
+    def _suspect_of(self, error: Exception) -> None:
+        """A broker that cannot bear a message hangs up when it comes, at once and every time."""
+        oldest = next(iter(self._in_flight.items()), None)
+        if not isinstance(error, LostError) or self._has_settled or oldest is None:
+            return
+        id, forwarded_s = oldest
+        if self._monotonic() - forwarded_s < _HANG_UP_S:
+            self._suspect.hung_up_on(id)
+        if self._suspect.is_convicted:
+            _log.error("delivery.refused", reason=HANGS_UP)
+            self._outbox.settle(Settled(id, HANGS_UP))
+            self._suspect = _Suspect()
 
     def _delay_s(self) -> float:
         """Doubled with every failure; a random part keeps a street of sensors from calling all at once."""
         delay_s = min(_FIRST_DELAY_S * 2.0 ** min(self._n_failures - 1, 30), _MAX_DELAY_S)
         return delay_s * (1 + self._uniform()) / 2
+
+
+def _of_last_hour(times_s: deque[float], now_s: float) -> deque[float]:
+    """The same deque, without what is older."""
+    while times_s and now_s - times_s[0] > _HOUR_S:
+        times_s.popleft()
+    return times_s
+
+
+def _stamped(queued: Queued) -> bytes:
+    """The payload; where an event has waited, it says so. It may be one of another version of edgetag."""
+    is_late = queued.waited_s is None or queued.waited_s > LATE_S
+    if queued.kind != "tags" or not is_late:
+        return queued.payload
+    return msgspec.json.encode(msgspec.json.decode(queued.payload) | {"late": True})

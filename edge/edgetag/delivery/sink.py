@@ -5,7 +5,9 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Literal, NamedTuple, Protocol, Self
 
-from edgetag.contract.event import Health, Info, SoundEvent, Status, TagsEvent
+import msgspec
+
+from edgetag.contract.event import DeliveryHealth, Health, Info, SoundEvent, Status, TagsEvent
 
 
 class Sink(Protocol):
@@ -48,6 +50,18 @@ class Sink(Protocol):
         """How many of the latest events and sounds are handed over, but not known to have arrived."""
         return 0
 
+    def trouble(self) -> str:
+        """Why events are not delivered as was asked for, which degrades the sensor; "" if they are."""
+        return ""
+
+    def unreachable(self) -> str:
+        """Why nobody is reached at the moment; "" if somebody is."""
+        return ""
+
+    def delivery(self) -> DeliveryHealth | msgspec.UnsetType:
+        """How delivery is, for `health`."""
+        return msgspec.UNSET
+
 
 class Tee(Sink):
     """Hands each event to several sinks in order; they are entered in order and left in reverse."""
@@ -87,6 +101,16 @@ class Tee(Sink):
     def report(self, health: Health) -> None:
         for sink in self._sinks:
             sink.report(health)
+
+    def trouble(self) -> str:
+        return "; ".join(filter(None, (sink.trouble() for sink in self._sinks)))
+
+    def unreachable(self) -> str:
+        return "; ".join(filter(None, (sink.unreachable() for sink in self._sinks)))
+
+    def delivery(self) -> DeliveryHealth | msgspec.UnsetType:
+        found = (sink.delivery() for sink in self._sinks)
+        return next((health for health in found if health is not msgspec.UNSET), msgspec.UNSET)
 
     def unconfirmed(self) -> int:
         return max((sink.unconfirmed() for sink in self._sinks), default=0)
