@@ -37,6 +37,7 @@ from edgetag.contract.frontend import MIN_VALID, WINDOW_S
 from edgetag.devices_cli import devices
 from edgetag.run_cli import run
 from edgetag.terminal import print_text
+from edgetag.watch_cli import watch
 
 if TYPE_CHECKING:
     from edgetag.capture.source import Block, Source
@@ -215,6 +216,7 @@ def demo() -> None:
 app.command()(run)
 app.command()(bench)
 app.command()(devices)
+app.command()(watch)
 
 
 def _replay_one(

@@ -94,7 +94,7 @@ class Table(Sink):
             legend = (
                 Text(f"{category.id} {category.name} ", "dim") for category in self._taxonomy.categories
             )
-            for line in _fill(legend, self._console.width):
+            for line in fill(legend, self._console.width):
                 self._print(line)
         names = " ".join(layout.bar_names)
         head = Text(f"{'UTC':{_TIME_COLUMNS}} {'LAeq':>{_LEVEL_COLUMNS}}  {names}", "bold")
@@ -122,7 +122,7 @@ class Table(Sink):
         """Each group of `heard` begins a line, beside the cells or, in a narrow terminal, below them."""
         beside = layout.has_room_beside(self._console)
         indent = Text(" " * (layout.columns if beside else 2))
-        lines = [line for group in heard for line in _fill(group, self._console.width - len(indent))]
+        lines = [line for group in heard for line in fill(group, self._console.width - len(indent))]
         self._print(cells + Text("  ") + lines.pop(0) if beside else cells)
         for line in lines:
             self._print(indent + line)
@@ -209,7 +209,7 @@ def _tag(tag: Tag, event: TagsEvent) -> Text:
     return Text(tag.name if probability is None else f"{tag.name} {probability:.0%}", style)
 
 
-def _fill(texts: Iterable[Text], width_columns: int) -> Iterator[Text]:
+def fill(texts: Iterable[Text], width_columns: int) -> Iterator[Text]:
     """Lines of texts a blank apart, none broken; one that is wider than a line is cut short."""
     line = Text()
     for text in texts:
