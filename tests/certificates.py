@@ -34,12 +34,13 @@ class Authority:
         *,
         hosts: Sequence[str] = ("127.0.0.1", "localhost"),
         expired: bool = False,
+        early: bool = False,
         key_password: bytes | None = None,
     ) -> tuple[Path, Path]:
-        """Certificate and key file for a server at `hosts`, or a client called `name`."""
+        """Certificate and key file for a server at `hosts`, or a client `name`; `early`: not valid yet."""
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = (
-            _builder(_named(name), self._name, key, expired=expired)
+            _builder(_named(name), self._name, key, begins_in=_begins_in(expired=expired, early=early))
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_SERVES_AND_CALLS, critical=False)
             .add_extension(x509.SubjectAlternativeName([_host(host) for host in hosts]), critical=False)
@@ -68,18 +69,22 @@ _SIGNS = x509.KeyUsage(
 )
 
 
+def _begins_in(*, expired: bool, early: bool) -> dt.timedelta:
+    return -3 * _DAY if expired else _DAY if early else -_DAY
+
+
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, *, expired: bool = False
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, begins_in: dt.timedelta = -_DAY
 ) -> x509.CertificateBuilder:
-    now = dt.datetime.now(dt.UTC)
+    begin = dt.datetime.now(dt.UTC) + begins_in
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - 3 * _DAY)
-        .not_valid_after(now - _DAY if expired else now + _DAY)
+        .not_valid_before(begin)
+        .not_valid_after(begin + 2 * _DAY)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
     )
 

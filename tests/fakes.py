@@ -118,6 +118,7 @@ def bundle_info() -> Info:
 
 HANG_UP = None
 NOTHING = b""
+PONG = b"\xd0\x00"
 
 
 class LastWords(bytes):
@@ -204,7 +205,7 @@ class FakeBroker:
 
     `answer`, `on_publish` and `on_subscribe` give the bytes to send for a CONNECT of a protocol level, a
     PUBLISH that wants an acknowledgement and a SUBSCRIBE: also `NOTHING`, `HANG_UP` or `LastWords`. They run
-    in the broker's thread. With a `context` it speaks TLS.
+    in the broker's thread. A sign of life is answered with `pong`. With a `context` it speaks TLS.
     """
 
     def __init__(
@@ -214,7 +215,9 @@ class FakeBroker:
         port: int = 0,
         context: ssl.SSLContext | None = None,
         on_subscribe: OnSubscribe = grant,
+        pong: bytes = PONG,
     ) -> None:
+        self._pong = pong
         self._answer = answer
         self._on_subscribe = on_subscribe
         self._on_publish = on_publish
@@ -284,7 +287,7 @@ class FakeBroker:
                     self.subscribed.append(wish)
                     reply = self._on_subscribe(wish)
                 case 0xC0:  # PINGREQ
-                    reply = b"\xd0\x00"
+                    reply = self._pong
                 case 0xE0:  # DISCONNECT
                     self.goodbyes += 1
             if reply:

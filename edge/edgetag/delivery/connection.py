@@ -275,6 +275,8 @@ class BrokerClient(Client):
     def _hung_up(self) -> NetworkError:
         if self._context is not None and self._context.trouble is not None:
             return reason_of(self._address, self._context.trouble)
+        if self._heard.loss is not None and str(self._heard.loss[1]) == "Protocol error":
+            return _NotUnderstoodError(self._speaks_another_version())  # paho's way to say so of 3.1.1 too
         hint = "does it want a client certificate" if self._address.is_tls else "or does it want TLS"
         return _NotUnderstoodError(
             f"{self._address} hung up without an answer: is it an MQTT broker, {hint}?"
@@ -539,7 +541,7 @@ class _Context(ssl.SSLContext):
 
 
 class _Socket(ssl.SSLSocket):
-    """Tells its context what TLS says against it."""
+    """Tells its context what the other end says against it."""
 
     def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
         """As its parent's."""
@@ -550,4 +552,12 @@ class _Socket(ssl.SSLSocket):
         except ssl.SSLError as error:
             assert isinstance(self.context, _Context)
             self.context.trouble = error
+            raise
+
+    def send(self, data: Any, flags: int = 0) -> int:  # noqa: ANN401
+        """As its parent's; who has hung up already may have said why before."""
+        try:
+            return super().send(data, flags)
+        except (ConnectionError, ssl.SSLEOFError):
+            self.recv(1)
             raise
