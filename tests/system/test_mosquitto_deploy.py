@@ -4,17 +4,21 @@ The commands run as they are written, in a copy of the folder, but for the value
 the port is another one. Where this runs as root, Mosquitto runs as its own user, as in Debian.
 """
 
+import base64
 import dataclasses
 import grp
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from ctypes.util import find_library
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -47,6 +51,7 @@ pytestmark = pytest.mark.skipif(
     not (find("mosquitto") and find("mosquitto_passwd") and shutil.which("openssl")),
     reason="mosquitto or openssl is not installed",
 )
+needs_portaudio = pytest.mark.skipif(not find_library("portaudio"), reason="PortAudio is not installed")
 
 
 # -- a place where it is installed -----------------------------------------------------------------------
@@ -489,6 +494,23 @@ def test_a_sensors_events_arrive(site: Site, version: Version) -> None:
         assert reader.messages == [(f"sonyc/v1/{SENSOR}/tags", encode(tags_event()))]
 
 
+def test_the_readme_shows_a_reader_the_sensors(site: Site) -> None:
+    """Its last command, with this broker's port."""
+    (command,) = re.findall(r"^edgetag (watch .*)$", _blocks("console")[-1], re.MULTILINE)
+    arguments = shlex.split(_changed(command, "broker.example", f"localhost:{site.port}"))
+    with (
+        publisher(site, SENSOR, SENSOR),
+        subprocess.Popen(
+            [sys.executable, "-m", "edgetag", *arguments], cwd=site.folder, stdout=subprocess.PIPE, text=True
+        ) as watch,
+    ):
+        assert watch.stdout is not None
+        line = watch.stdout.readline()
+        watch.terminate()
+    assert SENSOR in line
+    assert "online" in line
+
+
 @pytest.mark.parametrize("user", [SENSOR, "dashboard"])
 def test_whoever_poses_as_another_sensor_is_told_so(site: Site, user: str) -> None:
     with (
@@ -533,3 +555,100 @@ def test_home_assistant_discovery_is_within_a_sensors_rights(site: Site) -> None
             assert house.publish(birth_topic("homeassistant"), b"online") == ""
             house.wait(lambda: bool(courier.settled() or house.messages))
         assert house.heard(topic) == [topic]
+
+
+# -- the daemon there, and its password ------------------------------------------------------------------
+
+
+class Daemon:
+    """`edgetag run` by a configuration file, without a microphone, as talkative as it can be."""
+
+    def __init__(self, site: Site, folder: Path, password: str) -> None:
+        self.folder = folder
+        self.config = folder / "edgetag.yaml"
+        self._password_file = folder / "password"
+        self._password_file.touch(0o600)
+        self._password_file.write_text(password + "\n")
+        self.config.write_text(
+            f"sensor: {{id: {SENSOR}}}\n"
+            "audio: {device: nobody}\nruntime: {variant: int8}\n"
+            f"mqtt:\n  url: mqtts://localhost:{site.port}\n  user: {SENSOR}\n"
+            f"  password_file: {self._password_file}\n  ca_file: {site.ca_file}\n"
+            "home_assistant: {discovery: true}\n"
+            "log: {level: debug, format: json}\n"
+        )
+        (folder / "state").mkdir()
+        self.environment = os.environ | {"STATE_DIRECTORY": str(folder / "state")}
+
+    def __enter__(self) -> Self:
+        with (self.folder / "stdout").open("wb") as stdout, (self.folder / "stderr").open("wb") as stderr:
+            self._process = subprocess.Popen(
+                self.command("run", "--format", "json"), env=self.environment, stdout=stdout, stderr=stderr
+            )
+        return self
+
+    def command(self, name: str, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "edgetag", name, *arguments, "--config", str(self.config)]
+
+    def wait_for(self, stream: str, text: bytes) -> None:
+        wait_until(lambda: text in self.read(stream) or self._process.poll() is not None)
+        assert text in self.read(stream), self.read("stderr").decode()
+
+    def read(self, stream: str) -> bytes:
+        return (self.folder / stream).read_bytes()
+
+    def said(self) -> dict[str, bytes]:
+        return {name: self.read(name) for name in ("stdout", "stderr")}
+
+    def seen_by_others(self) -> dict[str, bytes]:
+        """What the kernel tells of the process."""
+        proc = Path("/proc", str(self._process.pid))
+        return {name: (proc / name).read_bytes() for name in ("cmdline", "environ")}
+
+    def kept(self) -> dict[str, bytes]:
+        """What it has written to its state directory."""
+        return {file.name: file.read_bytes() for file in (self.folder / "state").rglob("*") if file.is_file()}
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._process.terminate()
+        self._process.wait(WAIT_S)
+
+
+def assert_nowhere(password: str, places: dict[str, bytes]) -> None:
+    spellings = [password.encode(), base64.b64encode(password.encode()).rstrip(b"=")]
+    for name, content in places.items():
+        assert not any(spelling in content for spelling in spellings), f"the password is in {name}"
+
+
+@needs_portaudio
+def test_the_daemon_publishes_over_tls_and_its_password_is_nowhere_else(site: Site, tmp_path: Path) -> None:
+    password = site.password(SENSOR)
+    topic = f"sonyc/v1/{SENSOR}/status"
+    with Peer(site, "admin", "#") as everybody:
+        with Daemon(site, tmp_path, password) as daemon:
+            everybody.wait(lambda: b'"no_audio"' in dict(everybody.messages).get(topic, b""))
+            daemon.wait_for("stdout", b"no_audio")
+            seen = daemon.seen_by_others()
+        everybody.wait(lambda: b'"offline"' in dict(everybody.messages)[topic])
+    shown = subprocess.run(
+        daemon.command("config", "show"), env=daemon.environment, capture_output=True, check=True
+    )
+    messages = dict(everybody.messages)
+    assert f"homeassistant/sensor/{SENSOR}/tag_1/config" in messages
+    assert str(daemon.config).encode() in seen["cmdline"]
+    assert SENSOR.encode() in shown.stdout
+    assert b"mqtt.connected" in daemon.read("stderr")
+    assert any(name.endswith(".db") for name in daemon.kept())
+    assert_nowhere(password, messages | seen | daemon.said() | daemon.kept() | {"config show": shown.stdout})
+
+
+@needs_portaudio
+def test_a_refused_password_is_reported_and_not_repeated(site: Site, tmp_path: Path) -> None:
+    password = "hunter2-is-wrong"
+    with Daemon(site, tmp_path, password) as daemon:
+        daemon.wait_for("stderr", b"refused the connection")
+        seen = daemon.seen_by_others()
+    assert b"check user and password" in daemon.read("stderr")
+    assert_nowhere(password, seen | daemon.said() | daemon.kept())
