@@ -35,6 +35,7 @@ from edgetag.contract.errors import EdgetagError, InputError
 from edgetag.contract.event import DEFAULT_PREFIX
 from edgetag.contract.frontend import MIN_VALID, WINDOW_S
 from edgetag.devices_cli import devices
+from edgetag.doctor_cli import doctor
 from edgetag.run_cli import run
 from edgetag.terminal import print_text
 from edgetag.watch_cli import watch
@@ -216,6 +217,7 @@ def demo() -> None:
 app.command()(run)
 app.command()(bench)
 app.command()(devices)
+app.command()(doctor)
 app.command()(watch)
 
 

@@ -1,19 +1,15 @@
 """`edgetag devices`: which microphones there are, what to call them, and whether they hear anything."""
 
-import atexit
 import contextlib
 import math
-import os
-import threading
-from collections.abc import Callable
-from concurrent.futures import Future
-from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import msgspec
 import typer
 
 from edgetag.contract.errors import first_line, printable
 from edgetag.contract.frontend import SAMPLE_RATE_HZ
+from edgetag.deadline import within
 from edgetag.terminal import print_rendered, print_text
 
 if TYPE_CHECKING:
@@ -24,7 +20,6 @@ if TYPE_CHECKING:
 RATES_HZ = (16_000, 32_000, 44_100, 48_000, 96_000, 192_000)
 DEADLINE_S = 8.0  # for whatever takes no time; a sound server's first samples take two seconds
 READ_S = 0.1
-INTERRUPTED_EXIT = 130
 
 State: TypeAlias = Literal["signal", "digital silence", "cannot be opened", "cannot be read"]
 
@@ -87,7 +82,7 @@ def _all_heard(seconds: float) -> list[Heard]:
 
     with stderr_silenced():  # here, not in a thread that may never leave it
         try:
-            portaudio, found = _within(DEADLINE_S, listed, exit_code=NoDeviceError.exit_code)
+            portaudio, found = within(DEADLINE_S, listed, exit_code=NoDeviceError.exit_code)
         except TimeoutError:
             raise NoDeviceError(
                 f"PortAudio does not list the devices within {DEADLINE_S:.0f} s; does a sound server hang?"
@@ -95,39 +90,11 @@ def _all_heard(seconds: float) -> list[Heard]:
         return [_heard(portaudio, device, seconds) for device in found]
 
 
-_T = TypeVar("_T")
-
-
-def _within(seconds: float, work: Callable[[], _T], *, exit_code: int) -> _T:
-    """What `work` returns or raises; its thread is left behind when it takes longer.
-
-    The process then ends with `exit_code` as soon as it can: PortAudio would wait for a device that hangs,
-    and ALSA crash under the feet of whoever still reads.
-
-    Raises:
-        TimeoutError: it took longer.
-    """
-    answer: Future[_T] = Future()
-
-    def run() -> None:
-        try:
-            answer.set_result(work())
-        except Exception as error:
-            answer.set_exception(error)
-
-    threading.Thread(target=run, name="devices", daemon=True).start()
-    try:
-        return answer.result(seconds)
-    except (TimeoutError, KeyboardInterrupt) as error:
-        atexit.register(os._exit, exit_code if isinstance(error, TimeoutError) else INTERRUPTED_EXIT)
-        raise
-
-
 def _heard(portaudio: "PortAudio", device: "Device", seconds: float) -> Heard:
     rates_hz: list[int] = []
     peak, reason = 0.0, None
     try:
-        peak = _within(DEADLINE_S + seconds, lambda: _peak(portaudio, device, seconds, rates_hz), exit_code=0)
+        peak = within(DEADLINE_S + seconds, lambda: _peak(portaudio, device, seconds, rates_hz), exit_code=0)
     except TimeoutError:
         reason = f"no answer within {DEADLINE_S + seconds:.0f} s"
     except UnicodeDecodeError:

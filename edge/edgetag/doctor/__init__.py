@@ -1,0 +1,1 @@
+"""`edgetag doctor`: what a sensor needs, each with what to do where it is missing."""
