@@ -63,13 +63,14 @@ def watch(
 ) -> None:
     """Show what the sensors at a broker say, live: state, level, active tags, lag, latest sounds.
 
-    An ordinary subscriber, without rights that others do not have. In a terminal a picture; in a pipe a line
-    for each window, sound and state. A lost connection is made anew, and what was said meanwhile is missed.
-    Ctrl-C ends it.
+    An ordinary subscriber, without rights that others do not have. In a terminal
+    a picture; in a pipe a line for each window, sound and state. A lost
+    connection is made anew; what was said meanwhile is missed. Ctrl-C ends it.
 
-    A line of --json is an object: topic, sensor, kind (tags, events, status, info or health), received (UTC),
-    retained (said earlier, and kept by the broker), and payload, as it came, or else fault: why that is no
-    JSON. Of tags and events that come twice, by (sensor, boot, seq), the first is shown.
+    A line of --json is an object: topic, sensor, kind (tags, events, status, info
+    or health), received (UTC), retained (said earlier, and kept by the broker),
+    and payload, as it came, or else fault: why that is no JSON. Of tags and
+    events that come twice, by (sensor, boot, seq), the first is shown.
 
     Example: edgetag watch mqtt://localhost
     """
