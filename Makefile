@@ -15,8 +15,9 @@ EMULATION_PACKAGES := qemu-user-static debootstrap ca-certificates wget
 demo: $(VENV)/demo.stamp
 	$(BIN)/edgetag demo
 
+# A process for every core; each has one thread for its sums.
 test: $(VENV)/test.stamp system-packages lint
-	$(BIN)/pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 # Other processors, emulated: the first time takes half an hour, most of it QEMU's.
 test-system: emulators $(VENV)/test.stamp

@@ -201,7 +201,7 @@ def test_an_unreachable_broker(edgetag: Run, street: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["localhost", "http://localhost", "mqtt://", "mqtt://host:port", "mqtts://host"]
+    "url", ["localhost", "http://localhost", "mqtt://", "mqtt://host:port", "mqtts://"]
 )
 def test_a_bad_url(edgetag: Run, street: Path, url: str) -> None:
     """Usage, not network."""

@@ -388,7 +388,7 @@ def test_bench_prints_a_table(tmp_path: Path, state: Path) -> None:
     """Of one variant, too, of which nothing needs to be kept."""
     done = bench(state, "--bundle", write_bundle(tmp_path / "fp32", [0.1] * 37))
     assert done.returncode == 0, done.stderr
-    assert "onnxruntime" in done.stdout.splitlines()[0]
+    assert "onnxruntime" in done.stdout
     assert "quiet window" in done.stdout
     assert "fp32 is the only variant." in done.stdout
     assert not state.exists()

@@ -4,6 +4,7 @@ A subscriber's session is opened before anything is published (`-E`), so that th
 what comes before it listens: no test waits for a subscription to have happened.
 """
 
+import contextlib
 import getpass
 import json
 import os
@@ -13,11 +14,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import jsonschema
 import msgspec
@@ -25,13 +26,16 @@ import numpy as np
 import pytest
 import soundfile
 
+from certificates import Authority
 from edgetag import Tagger
 from edgetag.contract.errors import NetworkError
-from edgetag.contract.event import json_schema
+from edgetag.contract.event import encode, json_schema
+from edgetag.delivery.connection import Connecting, LostError, TakenOverError, Tls
 from edgetag.delivery.mqtt import BrokerAddress, MqttPublisher
+from edgetag.delivery.sink import Settled
 from edgetag.health import HealthWatch
 from edgetag.tagging.stream import EventStream
-from fakes import bundle_info, tags_event
+from fakes import bundle_info, sound_event, tags_event
 from fakes_bundle import write_bundle
 
 SENSOR = "b827eb42bd4a"
@@ -39,7 +43,7 @@ TOPIC = f"sonyc/v1/{SENSOR}"
 WAIT_S = 20  # for what must happen; nothing here waits for what must not
 
 
-FORM = r"%t\t%r\t%C\t%P\t%p"
+FORM = r"%t\t%r\t%C\t%P\t%E\t%p"
 # A session that outlives its connection; to subscribe again must not bring retained messages again.
 _LASTING = ("-c", "-x", "3600", "-R")
 
@@ -60,6 +64,7 @@ class Received(NamedTuple):
     retained: bool
     content_type: str
     user_properties: str
+    expires_in_s: str
     payload: dict[str, object]
 
 
@@ -164,10 +169,8 @@ class Mosquitto:
 
 
 def _received(line: str) -> Received:
-    topic, retained, content_type, user_properties, payload = line.split("\t", 4)
-    return Received(
-        topic.removeprefix(f"{TOPIC}/"), retained == "1", content_type, user_properties, json.loads(payload)
-    )
+    topic, retained, *described, payload = line.split("\t", 5)
+    return Received(topic.removeprefix(f"{TOPIC}/"), retained == "1", *described, json.loads(payload))
 
 
 @pytest.fixture
@@ -176,8 +179,29 @@ def broker(tmp_path: Path) -> Iterator[Mosquitto]:
         yield broker
 
 
-def publisher(address: BrokerAddress, **options: float) -> MqttPublisher:
-    return MqttPublisher(address, sensor=SENSOR, info=bundle_info(), boot_id="01JD", **options)  # type: ignore[arg-type]
+def publisher(address: BrokerAddress, **options: Any) -> MqttPublisher:
+    return MqttPublisher(address, sensor=SENSOR, info=bundle_info(), boot_id="01JD", **options)
+
+
+def settled(sink: MqttPublisher, n: int) -> list[Settled]:
+    """The next `n` that are, by id."""
+    found: list[Settled] = []
+    wait_until(lambda: found.extend(sink.settled()) or len(found) >= n)
+    return sorted(found)
+
+
+def trouble(sink: MqttPublisher) -> NetworkError:
+    """What `settled` raises, once it does."""
+    with pytest.raises(NetworkError) as error:
+        wait_until(lambda: sink.settled() is None)
+    return error.value
+
+
+def wait_until(done: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + WAIT_S
+    while not done():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.005)
 
 
 def statuses(messages: list[Received]) -> list[tuple[object, object]]:
@@ -208,6 +232,28 @@ def test_mqtt_5_says_what_the_payload_is(broker: Mosquitto) -> None:
     for message in broker.take("reader", 4):
         assert message.content_type == "application/json"
         assert message.user_properties == f"schema:edgetag.{message.kind}/1"
+
+
+def test_an_event_that_expires_says_when_and_a_state_never_does(broker: Mosquitto) -> None:
+    broker.subscribe("reader")
+    with publisher(broker.address(), message_expiry_s=3_600) as sink:
+        sink.deliver(tags_event())
+        sink.sound(sound_event(1))
+    messages = broker.take("reader", 5)
+    expires_in_s = {message.kind: message.expires_in_s for message in messages}
+    assert expires_in_s.keys() == {"status", "info", "tags", "events"}
+    assert expires_in_s["status"] == expires_in_s["info"] == ""
+    assert all(3_000 < int(expires_in_s[kind]) <= 3_600 for kind in ("tags", "events"))
+
+
+def test_3_1_1_by_configuration_says_the_same_without_properties(broker: Mosquitto) -> None:
+    broker.subscribe("reader")
+    how = Connecting("3.1.1", session_expiry_s=60)
+    with publisher(broker.address(), how=how, will_delay_s=30, message_expiry_s=3_600) as sink:
+        sink.deliver(tags_event())
+    messages = broker.take("reader", 4)
+    assert [message.kind for message in messages] == ["status", "info", "tags", "status"]
+    assert {(m.content_type, m.user_properties, m.expires_in_s) for m in messages} == {("", "", "")}
 
 
 def test_status_and_info_wait_for_a_late_subscriber(broker: Mosquitto) -> None:
@@ -248,23 +294,22 @@ def test_another_bundle_is_announced_in_order_and_stays_after_a_restart(tmp_path
 
 DIES = """
 import sys, time
+from edgetag.delivery.connection import Connecting
 from edgetag.delivery.mqtt import BrokerAddress, MqttPublisher
 from fakes import bundle_info, tags_event
 with MqttPublisher(BrokerAddress("127.0.0.1", int(sys.argv[1])), sensor=sys.argv[2], info=bundle_info(),
-                   boot_id="01JD") as sink:
+                   boot_id="01JD", will_delay_s=int(sys.argv[3]), how=Connecting(session_expiry_s=60)) as sink:
     for seq in range(3):
         sink.deliver(tags_event(seq))
     time.sleep(600)
 """
 
 
-def test_a_publisher_that_is_killed_leaves_its_last_will(
-    broker: Mosquitto, request: pytest.FixtureRequest
-) -> None:
-    broker.subscribe("reader")
-    path = os.pathsep.join([str(request.config.rootpath / "tests"), os.environ.get("PYTHONPATH", "")])
+def publish_and_die(broker: Mosquitto, tests: Path, will_delay_s: int = 0) -> None:
+    """`reader` has got three events from a process that was killed then."""
+    path = os.pathsep.join([str(tests), os.environ.get("PYTHONPATH", "")])
     process = subprocess.Popen(
-        [sys.executable, "-c", DIES, str(broker.port), SENSOR],
+        [sys.executable, "-c", DIES, str(broker.port), SENSOR, str(will_delay_s)],
         env=os.environ | {"PYTHONPATH": path},
         stdout=subprocess.DEVNULL,
     )
@@ -273,11 +318,45 @@ def test_a_publisher_that_is_killed_leaves_its_last_will(
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.mark.parametrize("will_delay_s", [0, 1])
+def test_a_publisher_that_is_killed_leaves_its_last_will(
+    broker: Mosquitto, request: pytest.FixtureRequest, will_delay_s: int
+) -> None:
+    broker.subscribe("reader")
+    publish_and_die(broker, request.config.rootpath / "tests", will_delay_s)
     (will,) = broker.take("reader", 1)
     assert statuses([will]) == [("offline", "connection lost")]
     jsonschema.validate(will.payload, json_schema("status"))
     assert (will.content_type, will.user_properties) == ("application/json", "schema:edgetag.status/1")
     assert statuses(broker.retained(2)) == [("offline", "connection lost")]
+
+
+def test_a_publisher_that_is_killed_and_back_in_time_was_never_offline(
+    broker: Mosquitto, request: pytest.FixtureRequest
+) -> None:
+    broker.subscribe("reader")
+    publish_and_die(broker, request.config.rootpath / "tests", will_delay_s=30)
+    with publisher(broker.address(), how=Connecting(session_expiry_s=60), will_delay_s=30):
+        pass
+    assert statuses(broker.take_until("reader", "ended")) == [("online", "connected"), ("offline", "ended")]
+
+
+def test_a_second_publisher_of_the_same_id_throws_the_first_out_which_says_so(broker: Mosquitto) -> None:
+    broker.subscribe("reader")
+    options = {"how": Connecting(session_expiry_s=60), "will_delay_s": 30, "reconnect": False}
+    with (
+        pytest.raises(TakenOverError, match=f"another client connected to .* as '{SENSOR}'"),
+        publisher(broker.address(), **options) as first,
+        publisher(broker.address(), **options),
+    ):
+        raise trouble(first)
+    assert statuses(broker.take_until("reader", "ended")) == [
+        ("online", "connected"),
+        ("online", "connected"),
+        ("offline", "ended"),
+    ]
 
 
 def test_a_replay_that_fails_leaves_its_last_will(broker: Mosquitto) -> None:
@@ -335,6 +414,158 @@ def test_a_user_without_the_right_to_publish_is_told_so(guarded: Mosquitto) -> N
         publisher(guarded.address("reader", "hunter2")),
     ):
         pass
+
+
+def test_a_message_without_the_right_is_settled_as_refused(tmp_path: Path) -> None:
+    """The sensor may announce itself and tell of sounds."""
+    rights = tmp_path / "rights"
+    rights.write_text("".join(f"topic write {TOPIC}/{kind}\n" for kind in ("status", "info", "events")))
+    with (
+        Mosquitto(tmp_path, "allow_anonymous true", f"acl_file {rights}") as broker,
+        publisher(broker.address(), reconnect=False) as sink,
+    ):
+        sink.forward(1, "tags", encode(tags_event()))
+        sink.forward(2, "events", encode(sound_event()))
+        refused, taken = settled(sink, 2)
+    assert refused.refusal.endswith(f"did not accept tags on {TOPIC}: Not authorized")
+    assert taken.refusal == ""
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        ("max_packet_size 4000", "bytes are more than the 4000 that the broker takes"),
+        ("message_size_limit 4000", "Packet too large"),
+    ],
+)
+def test_a_message_too_large_for_the_broker_is_settled_as_refused(
+    tmp_path: Path, setting: str, reason: str
+) -> None:
+    """Mosquitto tells the one limit, and the other only when it is exceeded."""
+    with (
+        Mosquitto(tmp_path, "allow_anonymous true", setting) as broker,
+        publisher(broker.address(), reconnect=False) as sink,
+    ):
+        for seq, source in enumerate(["a", 4_000 * "x", "b"]):
+            sink.forward(seq, "tags", encode(tags_event(seq, source=source)))
+        before, large, after = settled(sink, 3)
+    assert (before, after) == (Settled(0), Settled(2))
+    assert reason in large.refusal
+
+
+def test_in_3_1_1_too_large_a_message_costs_the_connection(tmp_path: Path) -> None:
+    """There is no way to tell; whoever forwards must see that it happens at the same message every time."""
+    with (
+        Mosquitto(tmp_path, "allow_anonymous true", "max_packet_size 4000") as broker,
+        pytest.raises(LostError, match="1 event not acknowledged"),
+        publisher(broker.address(), reconnect=False, how=Connecting("3.1.1")) as sink,
+    ):
+        sink.forward(1, "tags", encode(tags_event(source=4_000 * "x")))
+        raise trouble(sink)
+
+
+def test_a_burst_obeys_the_broker_s_receive_maximum(tmp_path: Path) -> None:
+    """Mosquitto would end the connection."""
+    with Mosquitto(tmp_path, "allow_anonymous true", "max_inflight_messages 1") as broker:
+        broker.subscribe("reader")
+        with publisher(broker.address()) as sink:
+            for seq in range(100):
+                sink.deliver(tags_event(seq))
+        assert seqs(broker.take_until("reader", "ended")) == list(range(100))
+
+
+# -- trust -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(scope="module")
+def stranger(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("stranger"), "stranger")
+
+
+@contextlib.contextmanager
+def secured(
+    folder: Path, certificate: tuple[Path, Path], *settings: str
+) -> Iterator[tuple[Mosquitto, BrokerAddress]]:
+    """A broker, and its address with TLS; `mosquitto_sub` goes the way without."""
+    cert_file, key_file = certificate
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    lines = (f"listener {port} 127.0.0.1", f"certfile {cert_file}", f"keyfile {key_file}", *settings)
+    with Mosquitto(folder, "allow_anonymous true", *lines) as broker:
+        yield broker, BrokerAddress("127.0.0.1", port, scheme="mqtts")
+
+
+def trusting(authority: Authority, certificate: tuple[Path, Path] | None = None) -> Connecting:
+    cert_file, key_file = (str(path) for path in certificate) if certificate else (None, None)
+    return Connecting(tls=Tls(str(authority.ca_file), cert_file, key_file))
+
+
+def failure(address: BrokerAddress, how: Connecting) -> str:
+    with pytest.raises(NetworkError) as error, publisher(address, how=how):
+        pass
+    return str(error.value)
+
+
+def test_events_go_through_tls(tmp_path: Path, authority: Authority) -> None:
+    with secured(tmp_path, authority.issue("broker")) as (broker, address):
+        broker.subscribe("reader")
+        with publisher(address, how=trusting(authority)) as sink:
+            for seq in range(200):
+                sink.deliver(tags_event(seq))
+        assert seqs(broker.take_until("reader", "ended")) == list(range(200))
+
+
+def test_through_tls_too_a_restart_loses_no_event(tmp_path: Path, authority: Authority) -> None:
+    with (
+        secured(tmp_path, authority.issue("broker")) as (broker, address),
+        publisher(address, how=trusting(authority)) as sink,
+    ):
+        sink.deliver(tags_event(0))
+        broker.stop()
+        broker.start()
+        broker.subscribe("reader", f"{TOPIC}/tags")
+        sink.deliver(tags_event(1))
+        assert seqs(broker.take("reader", 1, f"{TOPIC}/tags"))[-1:] in ([0], [1])
+
+
+def test_who_the_broker_is_must_be_certain(tmp_path: Path, authority: Authority, stranger: Authority) -> None:
+    """Known authority, not expired, the right host; and a port without TLS has none of them."""
+    with secured(tmp_path, authority.issue("broker")) as (broker, address):
+        unknown = failure(address, trusting(stranger))
+        system = failure(address, Connecting())
+        bare = failure(BrokerAddress("127.0.0.1", broker.port, scheme="mqtts"), trusting(authority))
+        naked = failure(BrokerAddress("127.0.0.1", address.port), Connecting())
+    with secured(tmp_path, authority.issue("expired", expired=True)) as (_, late):
+        expired = failure(late, trusting(authority))
+    with secured(tmp_path, authority.issue("other", hosts=["broker.example"])) as (_, elsewhere):
+        other = failure(elsewhere, trusting(authority))
+    assert "comes from an unknown authority: set ca_file" in unknown
+    assert "comes from an unknown authority: set ca_file" in system
+    assert "has expired" in expired
+    assert "is for another host" in other
+    assert "is that port meant for TLS?" in bare
+    assert "does it want TLS?" in naked
+
+
+def test_who_the_sensor_is_can_be_a_certificate(
+    tmp_path: Path, authority: Authority, stranger: Authority
+) -> None:
+    wants = (f"cafile {authority.ca_file}", "require_certificate true")
+    with secured(tmp_path, authority.issue("broker"), *wants) as (broker, address):
+        with publisher(address, how=trusting(authority, authority.issue("sensor"))) as sink:
+            sink.deliver(tags_event())
+        assert statuses(broker.retained(2)) == [("offline", "ended")]
+        without = failure(address, trusting(authority))
+        unknown = failure(address, trusting(authority, stranger.issue("sensor")))
+        expired = failure(address, trusting(authority, authority.issue("late", expired=True)))
+    assert without == f"{address} wants a client certificate: set cert_file and key_file"
+    assert unknown == f"{address} does not accept our certificate (unknown ca): check cert_file"
+    assert expired == f"{address} does not accept our certificate (certificate expired): check cert_file"
 
 
 # -- a broker that is restarted ------------------------------------------------------------------------------
@@ -420,14 +651,17 @@ def bundle(tmp_path: Path) -> Path:
 def test_a_replayed_recording_reaches_a_subscriber_whole(
     broker: Mosquitto, bundle: Path, street: Path
 ) -> None:
-    """Every event, in order, valid, stamped from `--start`; `status` and `info` stay; stdout is empty."""
+    """Every event and the sound in them, in order, valid, stamped from `--start`; `status` and `info` stay; stdout
+    is empty.
+    """
     broker.subscribe("reader")
     done = subprocess.run(
         replay_command(broker, bundle, str(street)), capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     messages = broker.take_until("reader", "ended")
-    assert [message.kind for message in messages] == ["status", "info", *["tags"] * 5, "status"]
+    windows = ["tags", "events", *["tags"] * 4, "events"]
+    assert [message.kind for message in messages] == ["status", "info", *windows, "status"]
     assert seqs(messages) == list(range(5))
     for message in messages:
         jsonschema.validate(message.payload, json_schema(message.kind))
