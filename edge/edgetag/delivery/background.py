@@ -28,16 +28,16 @@ from edgetag.delivery.outbox import Outbox, Queued
 from edgetag.delivery.sink import Courier, Settled, Sink
 
 LATE_S = 10.0
-RIVALRY = "another client connects as this sensor again and again: every sensor needs an id of its own"
+RIVALRY = "the broker ends the connection again and again: has another client this sensor's id?"
 HANGS_UP = "the broker hangs up on it"
 
 _FIRST_DELAY_S = 1.0
 _MAX_DELAY_S = 300.0
 _HOUR_S = 3600.0
-# A connection that held so long has nothing to do with the failures before it, unless another client ended
-# it: two sensors of one id may throw each other out as seldom as every few minutes.
-_STABLE_S = 60.0
-_N_RIVALS = 3  # in an hour: fewer may be a connection of our own that the broker had kept
+_STABLE_S = 60.0  # a connection that held so long has nothing to do with the failures before it
+# So many shorter ones in an hour look like two sensors of one id that throw each other out; only some brokers
+# say so (Mosquitto 2.0 hangs up). They may do so every few minutes: then no connection makes up for anything.
+_N_RIVALS = 3
 _N_SUSPECT = 3  # hang-ups on one message until it is sent alone; as many again until it is set aside
 _HANG_UP_S = 10.0
 _POLL_S = 0.5  # how often an idle thread looks for acknowledgements and a lost connection
@@ -191,8 +191,7 @@ class Background(Sink):
         if fault := self._outbox.fault:
             return f"the outbox cannot be written ({fault}): messages are kept in memory"
         with self._changed:
-            rivals = _of_last_hour(self._rivals_s, self._monotonic())
-        return RIVALRY if len(rivals) >= _N_RIVALS else ""
+            return RIVALRY if self._has_rival() else ""
 
     @property
     def connected(self) -> bool:
@@ -220,6 +219,9 @@ class Background(Sink):
             log = _log.info if kept else _log.warning
             reason = self.unreachable() or "not acknowledged in time"
             log("delivery.kept" if kept else "delivery.undelivered", messages=n_left, reason=reason)
+
+    def _has_rival(self) -> bool:
+        return len(_of_last_hour(self._rivals_s, self._monotonic())) >= _N_RIVALS
 
     def _say(self, message: Status | Info | Health) -> None:
         with self._changed:
@@ -338,10 +340,12 @@ class Background(Sink):
         with self._changed:
             is_news = reason != self._error
             self._connected, self._error, self._last_error = False, reason, reason
-            if isinstance(error, TakenOverError):
+            if isinstance(error, TakenOverError) or (
+                isinstance(error, LostError) and 0 <= lasted_s < _STABLE_S
+            ):
                 self._rivals_s.append(self._monotonic())
-        stable_s = _HOUR_S if isinstance(error, TakenOverError) else _STABLE_S
-        self._n_failures = 1 if lasted_s >= stable_s else self._n_failures + 1
+            has_rival = self._has_rival()
+        self._n_failures = 1 if lasted_s >= _STABLE_S and not has_rival else self._n_failures + 1
         if is_news:
             _log.warning("delivery.failed", reason=reason, exc_info=is_ours)
 
