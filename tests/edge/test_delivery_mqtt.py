@@ -7,8 +7,9 @@ import contextlib
 import socket
 import sys
 import threading
+import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
@@ -23,19 +24,27 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from edgetag.contract.errors import InputError, NetworkError
 from edgetag.contract.event import Info, Status, TagsEvent, encode
+from edgetag.delivery.connection import LostError, TakenOverError
 from edgetag.delivery.mqtt import BrokerAddress, MqttPublisher, parse_url
+from edgetag.delivery.sink import Courier, Forwarded, Settled
 from edgetag.demo.broker import EmbeddedBroker
 from fakes import (
     HANG_UP,
     NOTHING,
     Answer,
     FakeBroker,
+    LastWords,
     OnPublish,
     Published,
     accept,
+    accept_with,
     acknowledge,
     bundle_info,
-    refuse,
+    grant,
+    publish,
+    reject,
+    sensor_health,
+    sound_event,
     tags_event,
 )
 
@@ -177,105 +186,9 @@ def test_the_embedded_broker_goes_down_with_clients_still_connected(
     assert capfd.readouterr().err == ""
 
 
-# -- brokers that refuse -----------------------------------------------------------------------------------
-
-
-OLD_REFUSAL = b"\x20\x02\x00\x01"
-
-
-def only_3_1_1(answer: Answer, refusal: bytes | None = OLD_REFUSAL) -> Answer:
-    """A broker that has never heard of MQTT 5."""
-    return lambda level: answer(level) if level == 4 else refusal
-
-
-def always(answer: bytes | None) -> Answer:
-    return lambda _level: answer
-
-
-def failure(port: int, **options: Any) -> str:
-    """The one sentence with which entering fails."""
-    with pytest.raises(NetworkError) as error:
-        replay(port, 0, connect_timeout_s=0.5, **options)
-    return str(error.value)
-
-
-def test_nothing_listens() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    assert failure(port) == f"nothing listens at mqtt://127.0.0.1:{port}: is the broker running?"
-
-
-def test_a_listener_that_never_answers() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-        assert failure(port) == f"mqtt://127.0.0.1:{port} did not answer within 0.5 s"
-
-
-@pytest.mark.parametrize("answer", [HANG_UP, b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x20\x00"])
-def test_a_listener_that_is_no_broker(answer: bytes | None) -> None:
-    with FakeBroker(always(answer)) as broker:
-        message = failure(broker.port)
-    address = f"mqtt://127.0.0.1:{broker.port}"
-    assert message in (
-        f"{address} did not answer within 0.5 s",
-        f"{address} hung up without an answer: is it an MQTT broker?",
-    )
-
-
-def test_a_listener_that_hangs_up_is_tried_with_both_versions() -> None:
-    with FakeBroker(always(HANG_UP)) as broker:
-        assert "hung up without an answer" in failure(broker.port)
-    assert broker.levels == [5, 4]
-
-
-@pytest.mark.parametrize(
-    ("answer", "reason"),
-    [
-        (refuse(0x86, 4), "(bad user name or password): it wants a user and a password"),
-        (refuse(0x87, 5), "(not authorized): it wants a user and a password"),
-        (refuse(0x88, 3), "(server unavailable)"),
-    ],
-)
-@pytest.mark.parametrize("old", [False, True])
-def test_a_refused_connection_is_not_a_connected_one(answer: Answer, reason: str, old: bool) -> None:
-    with FakeBroker(only_3_1_1(answer) if old else answer) as broker:
-        message = failure(broker.port)
-    assert message == f"mqtt://127.0.0.1:{broker.port} refused the connection {reason}"
-    assert broker.published == []
-    assert broker.levels == ([5, 4] if old else [5])
-
-
-@pytest.mark.parametrize("refusal", [OLD_REFUSAL, b"\x20\x03\x00\x84\x00", HANG_UP, NOTHING])
-def test_a_broker_that_does_not_understand_mqtt_5_is_spoken_to_in_3_1_1(refusal: bytes | None) -> None:
-    """0x84 is MQTT 5's own word for it; others answer in the old format, hang up, or are struck dumb."""
-    with FakeBroker(only_3_1_1(accept, refusal)) as broker:
-        replay(broker.port, 1, connect_timeout_s=2)
-    assert broker.levels == [5, 4]
-    assert broker.seqs() == [0]
-
-
-def test_a_broker_that_speaks_nothing_known_is_an_error() -> None:
-    """paho goes on down to MQTT 3.1, whose level is 3."""
-    with FakeBroker(always(OLD_REFUSAL)) as broker:
-        message = failure(broker.port)
-    assert message == f"mqtt://127.0.0.1:{broker.port} speaks none of MQTT 5, 3.1.1 and 3.1"
-    assert broker.levels == [5, 4, 3]
-
-
-def test_wrong_credentials_are_named_but_never_shown() -> None:
-    with FakeBroker(refuse(0x86, 4)) as broker, structlog.testing.capture_logs() as logs:
-        address = BrokerAddress("127.0.0.1", broker.port, "sensor", "hunter2")
-        sink = MqttPublisher(address, sensor="a", info=bundle_info(), boot_id="01JD")
-        with pytest.raises(NetworkError, match="check user and password") as error:
-            sink.__enter__()
-    assert "hunter2" not in str(error.value) + str(logs)
-
-
-@pytest.mark.parametrize("host", ["no-such-host.invalid", "a" * 64, "a..b"])
-def test_an_unknown_host(host: str) -> None:
-    sink = MqttPublisher(BrokerAddress(host), sensor="a", info=bundle_info(), boot_id="01JD")
-    with pytest.raises(NetworkError, match="cannot find the host of mqtt://"):
-        sink.__enter__()
+def only_3_1_1(answer: Answer) -> Answer:
+    """A broker that has never heard of MQTT 5, and says so."""
+    return lambda level: answer(level) if level == 4 else b"\x20\x02\x00\x01"
 
 
 # -- brokers that fail later ---------------------------------------------------------------------------
@@ -286,7 +199,7 @@ def first(n: int, then: bytes | None) -> OnPublish:
     seen: list[Published] = []
 
     def on_publish(message: Published) -> bytes | None:
-        if message.kind == "tags":
+        if message.kind in ("tags", "events"):
             seen.append(message)
         return acknowledge(message) if len(seen) <= n else then
 
@@ -311,15 +224,35 @@ def test_no_more_than_the_allowed_number_of_events_is_in_flight() -> None:
     assert broker.seqs() == [0, 1, 2, 3, 4]
 
 
-def test_the_broker_may_ask_for_fewer_in_flight() -> None:
-    """Receive Maximum 5: three events, for status and info may have to be said again beside them."""
-    receive_maximum_5 = b"\x20\x06\x00\x00\x03\x21\x00\x05"
+@pytest.mark.parametrize("n", [1, 5])
+def test_the_broker_may_ask_for_fewer_in_flight(n: int) -> None:
+    """Receive Maximum."""
     with (
-        FakeBroker(always(receive_maximum_5), first(0, NOTHING)) as broker,
-        pytest.raises(NetworkError, match="3 events not acknowledged"),
+        FakeBroker(accept_with(b"\x21\x00" + bytes([n])), first(0, NOTHING)) as broker,
+        pytest.raises(NetworkError, match=f"{n} events? not acknowledged"),
     ):
         replay(broker.port, 100, ack_timeout_s=0.3)
-    assert broker.seqs() == [0, 1, 2]
+    assert broker.seqs() == list(range(n))
+
+
+@pytest.mark.parametrize(("n_lost", "patience_s"), [(0, 0.3), (1, 3)])
+def test_the_announcement_does_not_exceed_what_the_broker_asks_for_either(
+    n_lost: int, patience_s: float
+) -> None:
+    """Receive Maximum 1: `info` waits until `status` is acknowledged, also after a lost connection."""
+
+    def on_publish(message: Published) -> bytes | None:
+        is_last = len(broker.levels) == 1 + n_lost
+        if message.kind == "tags":
+            return acknowledge(message) if is_last else HANG_UP
+        return NOTHING if message.kind == "status" and is_last else acknowledge(message)
+
+    with (
+        FakeBroker(accept_with(b"\x21\x00\x01"), on_publish) as broker,
+        pytest.raises(NetworkError, match="acknowledged nothing"),
+    ):
+        replay(broker.port, 1, ack_timeout_s=patience_s)
+    assert broker.published[-1].kind == "status"
 
 
 def test_an_event_the_broker_does_not_accept_is_an_error() -> None:
@@ -402,7 +335,7 @@ def test_a_second_client_of_the_same_name_is_an_error_not_a_tug_of_war() -> None
     taken_over = b"\xe0\x01\x8e"
     with (
         FakeBroker(on_publish=first(0, taken_over)) as broker,
-        pytest.raises(NetworkError, match="a sensor id of its own"),
+        pytest.raises(NetworkError, match="an id of its own"),
     ):
         replay(broker.port, 1)
 
@@ -423,6 +356,374 @@ def test_a_delivered_event_decodes_to_itself() -> None:
     assert msgspec.json.decode(tags.payload, type=TagsEvent) == tags_event(7, source="street.wav")
 
 
+# -- as a courier ------------------------------------------------------------------------------------------
+
+
+def courier(port: int, **options: Any) -> MqttPublisher:
+    return publisher(port, reconnect=False, **options)
+
+
+def settled(sink: Courier, n: int) -> list[Settled]:
+    """The next `n` that are."""
+    found: list[Settled] = []
+    wait_until(lambda: found.extend(sink.settled()) or len(found) >= n)
+    assert len(found) == n
+    return found
+
+
+def trouble(sink: Courier) -> NetworkError:
+    """What `settled` raises, once it does."""
+
+    def is_raised() -> bool:
+        try:
+            sink.settled()
+        except NetworkError as error:
+            raised.append(error)
+        return bool(raised)
+
+    raised: list[NetworkError] = []
+    wait_until(is_raised)
+    return raised[0]
+
+
+def wait_until(done: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + WAIT_S
+    while not done():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.002)
+
+
+def messages(n: int) -> list[tuple[int, Forwarded, bytes]]:
+    """Ids of their own, windows and sounds in turn."""
+    return [
+        (100 + seq, "events", encode(sound_event(seq)))
+        if seq % 2
+        else (100 + seq, "tags", encode(tags_event(seq)))
+        for seq in range(n)
+    ]
+
+
+def forward_all(sink: Courier, messages: Iterable[tuple[int, Forwarded, bytes]]) -> None:
+    for message in messages:
+        sink.forward(*message)
+
+
+@pytest.mark.parametrize("answer", [accept, only_3_1_1(accept)], ids=["5", "3.1.1"])
+def test_what_is_forwarded_arrives_as_it_is_and_in_order_and_is_settled(answer: Answer) -> None:
+    with FakeBroker(answer) as broker, courier(broker.port) as sink:
+        forward_all(sink, messages(50))
+        assert settled(sink, 50) == [Settled(id) for id, _, _ in messages(50)]
+        assert sink.settled() == []
+        assert [(m.kind, m.payload) for m in broker.published[2:]] == [m[1:] for m in messages(50)]
+
+
+def test_a_message_that_is_refused_is_settled_and_holds_up_no_other() -> None:
+    """0x83, implementation specific error; 0x87, not authorized; 0x99, payload format invalid."""
+    codes = {100: 0x83, 101: 0x87, 103: 0x99}
+
+    def on_publish(message: Published) -> bytes:
+        id = {m[2]: m[0] for m in messages(5)}.get(message.payload, 0)
+        return reject(message, codes[id]) if id in codes else acknowledge(message)
+
+    with FakeBroker(on_publish=on_publish) as broker, courier(broker.port) as sink:
+        forward_all(sink, messages(5))
+        found = settled(sink, 5)
+    prefix = f"mqtt://127.0.0.1:{broker.port} did not accept"
+    assert found == [
+        Settled(100, f"{prefix} tags on sonyc/v1/b827eb42bd4a: Implementation specific error"),
+        Settled(101, f"{prefix} events on sonyc/v1/b827eb42bd4a: Not authorized"),
+        Settled(102),
+        Settled(103, f"{prefix} events on sonyc/v1/b827eb42bd4a: Payload format invalid"),
+        Settled(104),
+    ]
+
+
+def test_mosquitto_s_own_code_for_too_large_a_message_is_a_refusal_too() -> None:
+    """0x95, which is no PUBACK's."""
+
+    def on_publish(message: Published) -> bytes:
+        return reject(message, 0x95) if message.kind == "events" else acknowledge(message)
+
+    with FakeBroker(on_publish=on_publish) as broker, courier(broker.port) as sink:
+        forward_all(sink, messages(3))
+        found = settled(sink, 3)
+    assert [bool(one.refusal) for one in found] == [False, True, False]
+    assert "Packet too large" in found[1].refusal
+
+
+@pytest.mark.parametrize(("code", "reason"), [(0x97, "Quota exceeded"), (0x91, "Packet identifier in use")])
+def test_a_refusal_that_will_pass_is_an_error_and_settles_nothing(code: int, reason: str) -> None:
+    def on_publish(message: Published) -> bytes:
+        return reject(message, code) if message.kind == "tags" else acknowledge(message)
+
+    with FakeBroker(on_publish=on_publish) as broker, courier(broker.port) as sink:
+        sink.forward(*messages(1)[0])
+        assert str(trouble(sink)).endswith(f"did not accept tags on sonyc/v1/b827eb42bd4a: {reason}")
+
+
+def test_an_announcement_that_is_refused_is_an_error() -> None:
+    """Who may not announce is not connected; nothing that is forwarded gets refused for it."""
+
+    def on_publish(message: Published) -> bytes:
+        return reject(message, 0x87) if message.kind == "info" else acknowledge(message)
+
+    with (
+        FakeBroker(on_publish=on_publish) as broker,
+        pytest.raises(NetworkError, match=r"did not accept info on .*: Not authorized"),
+        courier(broker.port),
+    ):
+        pass
+
+
+def takes(n_bytes: int) -> Answer:
+    """A broker's Maximum Packet Size."""
+    return accept_with(b"\x27" + n_bytes.to_bytes(4, "big"))
+
+
+def test_a_message_that_is_too_large_for_the_broker_is_settled_and_never_sent() -> None:
+    """It would break the connection off, again and again."""
+    large = encode(tags_event(7, source=4_000 * "x"))
+    with FakeBroker(takes(4_000)) as broker, courier(broker.port) as sink:
+        sink.forward(1, "tags", encode(tags_event(6)))
+        sink.forward(2, "tags", large)
+        sink.forward(3, "tags", encode(tags_event(8)))
+        found = sorted(settled(sink, 3))
+    assert [(one.id, bool(one.refusal)) for one in found] == [(1, False), (2, True), (3, False)]
+    assert f"mqtt://127.0.0.1:{broker.port} does not take tags" in found[1].refusal
+    assert "bytes are more than the 4000 that the broker takes" in found[1].refusal
+    assert broker.seqs() == [6, 8]
+
+
+def test_to_a_sink_too_large_an_event_is_an_error() -> None:
+    with (
+        FakeBroker(takes(4_000)) as broker,
+        pytest.raises(NetworkError, match="does not take tags"),
+        publisher(broker.port) as sink,
+    ):
+        sink.deliver(tags_event(7, source=4_000 * "x"))
+    assert broker.seqs() == []
+
+
+def test_too_large_an_announcement_is_an_error() -> None:
+    with (
+        FakeBroker(takes(500)) as broker,
+        pytest.raises(NetworkError, match="does not take info"),
+        courier(broker.port),
+    ):
+        pass
+    assert "info" not in {message.kind for message in broker.published}
+
+
+def test_a_side_message_that_is_too_large_is_left_out_and_told() -> None:
+    with (
+        FakeBroker(takes(4_000)) as broker,
+        structlog.testing.capture_logs() as logs,
+        courier(broker.port) as sink,
+    ):
+        sink.say("a/b", bytes(5_000), retain=False)
+        sink.say("a/c", b"1", retain=False)
+    assert [message.topic for message in broker.published if message.topic.startswith("a/")] == ["a/c"]
+    assert [(line["log_level"], line["topic"]) for line in logs if line["event"] == "mqtt.unsaid"] == [
+        ("warning", "a/b")
+    ]
+
+
+@pytest.mark.parametrize("payload", [b"", b"{", b"[]", b"{}", b'{"schema":1}', b"\xff"])
+def test_what_is_no_message_is_refused_here(payload: bytes) -> None:
+    """A broken disk must not hold up the queue."""
+    with FakeBroker() as broker, courier(broker.port) as sink:
+        sink.forward(1, "tags", payload)
+        assert settled(sink, 1)[0].refusal.startswith("a message on tags names no schema: ")
+    assert broker.seqs() == []
+
+
+def test_what_was_settled_before_the_connection_was_lost_is_told_first() -> None:
+    def on_publish(message: Published) -> bytes | None:
+        return LastWords(acknowledge(message)) if message.kind == "events" else acknowledge(message)
+
+    with FakeBroker(on_publish=on_publish) as broker, courier(broker.port) as sink:
+        forward_all(sink, messages(2))
+        found = settled(sink, 2)
+        error = trouble(sink)
+        with pytest.raises(LostError):
+            sink.forward(*messages(1)[0])
+    assert [one.id for one in found] == [100, 101]
+    assert isinstance(error, LostError)
+    assert str(error) == (
+        f"lost the connection to mqtt://127.0.0.1:{broker.port} (broken off): 0 events not acknowledged"
+    )
+    assert broker.levels == [5], "a courier is the caller's to repair"
+
+
+def test_a_second_sensor_of_the_same_id_is_told_from_a_lost_connection() -> None:
+    def on_publish(message: Published) -> bytes:
+        return b"\xe0\x01\x8e" if message.kind == "tags" else acknowledge(message)
+
+    with FakeBroker(on_publish=on_publish) as broker, courier(broker.port) as sink:
+        sink.forward(*messages(1)[0])
+        assert isinstance(trouble(sink), TakenOverError)
+
+
+def test_a_broker_that_acknowledges_nothing_is_an_error_but_not_a_lost_connection() -> None:
+    with FakeBroker(on_publish=first(0, NOTHING)) as broker, courier(broker.port, ack_timeout_s=0.3) as sink:
+        sink.forward(*messages(1)[0])
+        error = trouble(sink)
+        assert "acknowledged nothing for 0.3 s: 1 event not acknowledged" in str(error)
+        assert not isinstance(error, LostError)
+
+
+def test_a_message_waits_for_room_and_the_broker_s_silence_ends_that() -> None:
+    with (
+        FakeBroker(on_publish=first(0, NOTHING)) as broker,
+        pytest.raises(NetworkError, match=r"acknowledged nothing for 0.3 s: 20 events not acknowledged"),
+        courier(broker.port, ack_timeout_s=0.3) as sink,
+    ):
+        forward_all(sink, messages(21))
+    assert len(broker.published) == 2 + 20
+
+
+def test_side_messages_are_published_once_and_not_without_a_connection() -> None:
+    with FakeBroker(on_publish=first(0, HANG_UP)) as broker, courier(broker.port) as sink:
+        sink.say("homeassistant/device/x/config", b"{}", retain=True)
+        sink.report(sensor_health())
+        sink.forward(*messages(1)[0])
+        trouble(sink)
+        sink.say("homeassistant/device/x/config", b"{}", retain=True)
+        sink.report(sensor_health())
+    said = [(m.topic, m.payload, m.retain, m.message_id) for m in broker.published[2:-1]]
+    assert said == [
+        ("homeassistant/device/x/config", b"{}", True, 0),
+        ("sonyc/v1/b827eb42bd4a/health", encode(sensor_health()), False, 0),
+    ]
+
+
+# -- what it hears -------------------------------------------------------------------------------------------
+
+
+def test_what_comes_on_the_subscribed_topics_is_heard_and_nothing_else() -> None:
+    came = (
+        publish(b"homeassistant/status", b"online")
+        + publish(b"an/older/subscription", b"x")
+        + publish(b"homeassistant/\xff", b"bad UTF-8")
+        + publish(b"homeassistant/status", b"\xff\x00")
+    )
+
+    def on_publish(message: Published) -> bytes:
+        return came + acknowledge(message) if message.kind == "tags" else acknowledge(message)
+
+    topics = ("homeassistant/status", "commands/#")
+    with FakeBroker(on_publish=on_publish) as broker, courier(broker.port, subscribe=topics) as sink:
+        assert sink.heard() == []
+        sink.forward(*messages(1)[0])
+        settled(sink, 1)
+        assert sink.heard() == [("homeassistant/status", b"online"), ("homeassistant/status", b"\xff\x00")]
+        assert sink.heard() == []
+    assert [wish.topics for wish in broker.subscribed] == [["homeassistant/status"], ["commands/#"]]
+
+
+def test_what_nobody_asks_for_does_not_pile_up() -> None:
+    flood = b"".join(publish(b"a", b"%d" % n) for n in range(1_000))
+
+    def on_publish(message: Published) -> bytes:
+        return flood + acknowledge(message) if message.kind == "tags" else acknowledge(message)
+
+    with FakeBroker(on_publish=on_publish) as broker, courier(broker.port, subscribe=["a"]) as sink:
+        sink.forward(*messages(1)[0])
+        settled(sink, 1)
+        assert sink.heard() == [("a", b"%d" % n) for n in range(900, 1_000)]
+
+
+def test_after_a_lost_connection_it_subscribes_again() -> None:
+    lost: list[Published] = []
+
+    def on_publish(message: Published) -> bytes | None:
+        if message.kind == "tags" and not lost:
+            lost.append(message)
+            return HANG_UP
+        return acknowledge(message)
+
+    with FakeBroker(on_publish=on_publish) as broker:
+        replay(broker.port, 1, subscribe=["a"])
+    assert [wish.topics for wish in broker.subscribed] == [["a"], ["a"]]
+
+
+def test_a_subscription_that_is_refused_is_told_and_no_error() -> None:
+    with (
+        FakeBroker(on_subscribe=lambda wish: grant(wish, 0x87)) as broker,
+        structlog.testing.capture_logs() as logs,
+        courier(broker.port, subscribe=["a"]) as sink,
+    ):
+        sink.forward(*messages(1)[0])
+        settled(sink, 1)
+    assert [line["reason"] for line in logs if line["event"] == "mqtt.deaf"] == ["Not authorized"]
+
+
+@pytest.fixture(scope="module")
+def babbler() -> Iterator[tuple[FakeBroker, list[bytes]]]:
+    """A broker whose answer to an event is what the list holds; then it hangs up."""
+    words = [b""]
+    with FakeBroker(
+        on_publish=lambda message: acknowledge(message) if message.kind != "tags" else LastWords(words[0])
+    ) as broker:
+        yield broker, words
+
+
+@given(
+    st.lists(
+        st.builds(
+            lambda header, body: bytes([header, len(body)]) + body,
+            st.integers(0, 255),
+            st.binary(max_size=99),
+        )
+        | st.builds(lambda level: publish(b"homeassistant/" + level, b"online"), st.binary(max_size=9))
+        | st.builds(lambda payload: publish(b"homeassistant/status", payload), st.binary(max_size=50))
+        | st.binary(max_size=9),
+        max_size=5,
+    ).map(b"".join)
+)
+def test_whatever_a_broker_sends_is_heard_or_ends_the_connection(
+    babbler: tuple[FakeBroker, list[bytes]], words: bytes
+) -> None:
+    broker, said = babbler
+    said[0] = words
+    with courier(broker.port, subscribe=["homeassistant/#"]) as sink:
+        sink.forward(*messages(1)[0])
+        trouble(sink)
+        assert all(topic.startswith("homeassistant") for topic, _ in sink.heard())
+
+
+# -- properties ------------------------------------------------------------------------------------------
+
+
+def test_only_events_expire() -> None:
+    """Message Expiry Interval; a state is true until another is said."""
+    with FakeBroker() as broker, courier(broker.port, message_expiry_s=86_400) as sink:
+        forward_all(sink, messages(2))
+        sink.report(sensor_health())
+        settled(sink, 2)
+    expires = {
+        message.kind
+        for message in broker.published
+        if b"\x02" + (86_400).to_bytes(4, "big") in message.properties
+    }
+    assert expires == {"tags", "events"}
+
+
+def test_events_never_expire_unless_asked_for() -> None:
+    with FakeBroker() as broker, courier(broker.port) as sink:
+        sink.forward(*messages(1)[0])
+        settled(sink, 1)
+    content_type = b"\x03\x00\x10application/json"
+    schema = b"\x26\x00\x06schema\x00\x0eedgetag.tags/1"
+    assert broker.published[2].properties == b"\x01\x01" + content_type + schema
+
+
+@pytest.mark.parametrize("will_delay_s", [0, 30])
+def test_the_last_will_has_its_delay(will_delay_s: int) -> None:
+    with FakeBroker() as broker, courier(broker.port, will_delay_s=will_delay_s):
+        assert b"\x18" + will_delay_s.to_bytes(4, "big") in broker.connects[0]
+
+
 # -- URLs, sensors, prefixes ------------------------------------------------------------------------
 
 
@@ -436,6 +737,12 @@ def test_a_delivered_event_decodes_to_itself() -> None:
         ("mqtt://sensor@broker", BrokerAddress("broker", 1883, "sensor")),
         ("mqtt://sensor:p%40ss%2Fword@broker", BrokerAddress("broker", 1883, "sensor", "p@ss/word")),
         ("mqtt://sensor:@broker", BrokerAddress("broker", 1883, "sensor", "")),
+        ("mqtts://broker", BrokerAddress("broker", 8883, scheme="mqtts")),
+        ("mqtts://s:p@broker:443", BrokerAddress("broker", 443, "s", "p", "mqtts")),
+        ("ws://broker", BrokerAddress("broker", 80, scheme="ws", path="/mqtt")),
+        ("wss://broker", BrokerAddress("broker", 443, scheme="wss", path="/mqtt")),
+        ("wss://broker:8084/a/b", BrokerAddress("broker", 8084, scheme="wss", path="/a/b")),
+        ("ws://broker/", BrokerAddress("broker", 80, scheme="ws", path="/")),
     ],
 )
 def test_urls_that_name_a_broker(url: str, address: BrokerAddress) -> None:
@@ -445,7 +752,8 @@ def test_urls_that_name_a_broker(url: str, address: BrokerAddress) -> None:
 @pytest.mark.parametrize(
     ("url", "remedy"),
     [
-        ("mqtts://broker", "not supported yet, use mqtt://"),
+        ("mqtts://broker/topic", "ends there"),
+        ("wss://broker/mqtt?tls=1", "ends there"),
         ("http://broker", "does not begin with mqtt://"),
         ("broker:1883", "does not begin with mqtt://"),
         ("", "does not begin with mqtt://"),

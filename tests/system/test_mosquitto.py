@@ -297,8 +297,9 @@ import sys, time
 from edgetag.delivery.connection import Connecting
 from edgetag.delivery.mqtt import BrokerAddress, MqttPublisher
 from fakes import bundle_info, tags_event
-with MqttPublisher(BrokerAddress("127.0.0.1", int(sys.argv[1])), sensor=sys.argv[2], info=bundle_info(),
-                   boot_id="01JD", will_delay_s=int(sys.argv[3]), how=Connecting(session_expiry_s=60)) as sink:
+address, sensor, will_delay_s = BrokerAddress("127.0.0.1", int(sys.argv[1])), sys.argv[2], int(sys.argv[3])
+with MqttPublisher(address, sensor=sensor, info=bundle_info(), boot_id="01JD", will_delay_s=will_delay_s,
+                   how=Connecting(session_expiry_s=60)) as sink:
     for seq in range(3):
         sink.deliver(tags_event(seq))
     time.sleep(600)
@@ -343,11 +344,14 @@ def test_a_publisher_that_is_killed_and_back_in_time_was_never_offline(
     assert statuses(broker.take_until("reader", "ended")) == [("online", "connected"), ("offline", "ended")]
 
 
-def test_a_second_publisher_of_the_same_id_throws_the_first_out_which_says_so(broker: Mosquitto) -> None:
+def test_a_publisher_that_takes_over_from_another_of_its_id_was_never_offline_either(
+    broker: Mosquitto,
+) -> None:
+    """The other one is out. MQTT 5 has a word for why, which Mosquitto 2.0.11 does not say."""
     broker.subscribe("reader")
     options = {"how": Connecting(session_expiry_s=60), "will_delay_s": 30, "reconnect": False}
     with (
-        pytest.raises(TakenOverError, match=f"another client connected to .* as '{SENSOR}'"),
+        pytest.raises((TakenOverError, LostError)),
         publisher(broker.address(), **options) as first,
         publisher(broker.address(), **options),
     ):
@@ -457,11 +461,12 @@ def test_in_3_1_1_too_large_a_message_costs_the_connection(tmp_path: Path) -> No
     """There is no way to tell; whoever forwards must see that it happens at the same message every time."""
     with (
         Mosquitto(tmp_path, "allow_anonymous true", "max_packet_size 4000") as broker,
-        pytest.raises(LostError, match="1 event not acknowledged"),
         publisher(broker.address(), reconnect=False, how=Connecting("3.1.1")) as sink,
     ):
         sink.forward(1, "tags", encode(tags_event(source=4_000 * "x")))
-        raise trouble(sink)
+        error = trouble(sink)
+    assert isinstance(error, LostError)
+    assert str(error).endswith("(broken off): 1 event not acknowledged")
 
 
 def test_a_burst_obeys_the_broker_s_receive_maximum(tmp_path: Path) -> None:
@@ -521,16 +526,17 @@ def test_events_go_through_tls(tmp_path: Path, authority: Authority) -> None:
 
 
 def test_through_tls_too_a_restart_loses_no_event(tmp_path: Path, authority: Authority) -> None:
-    with (
-        secured(tmp_path, authority.issue("broker")) as (broker, address),
-        publisher(address, how=trusting(authority)) as sink,
-    ):
-        sink.deliver(tags_event(0))
-        broker.stop()
-        broker.start()
-        broker.subscribe("reader", f"{TOPIC}/tags")
-        sink.deliver(tags_event(1))
-        assert seqs(broker.take("reader", 1, f"{TOPIC}/tags"))[-1:] in ([0], [1])
+    with secured(tmp_path, authority.issue("broker")) as (broker, address):
+        with publisher(address, how=trusting(authority)) as sink:
+            sink.deliver(tags_event(0))
+            broker.stop()
+            broker.start()
+            broker.subscribe("reader")
+            for seq in range(1, 6):
+                sink.deliver(tags_event(seq))
+        messages = broker.take_until("reader", "ended")
+    assert [seq for seq in seqs(messages) if seq != 0] == [1, 2, 3, 4, 5]
+    assert statuses(messages) == [("online", "reconnected"), ("offline", "ended")]
 
 
 def test_who_the_broker_is_must_be_certain(tmp_path: Path, authority: Authority, stranger: Authority) -> None:
@@ -651,9 +657,7 @@ def bundle(tmp_path: Path) -> Path:
 def test_a_replayed_recording_reaches_a_subscriber_whole(
     broker: Mosquitto, bundle: Path, street: Path
 ) -> None:
-    """Every event and the sound in them, in order, valid, stamped from `--start`; `status` and `info` stay; stdout
-    is empty.
-    """
+    """Every event and the sound, in order, valid, stamped from `--start`; `status` and `info` stay."""
     broker.subscribe("reader")
     done = subprocess.run(
         replay_command(broker, bundle, str(street)), capture_output=True, text=True, check=False

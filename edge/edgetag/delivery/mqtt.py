@@ -372,12 +372,12 @@ class MqttPublisher(Sink):
 
     def _publish(self, packet: _Packet) -> None:
         """Hand to paho as soon as there is room, which sends it again after a reconnect if need be."""
-        if excess := self._excess(packet):
-            raise self._failure(NetworkError(excess))
         self._wait_until(self._may_publish)
         self._send(packet)
 
     def _send(self, packet: _Packet) -> None:
+        if excess := self._excess(packet):
+            raise self._failure(NetworkError(excess))
         if not self._in_flight:
             self._progress_s = time.monotonic()
         topic, properties = f"{self._topic}/{packet.kind}", self._properties(packet)
