@@ -72,7 +72,6 @@ class Night:
     hop_samples: int = HOP
     at: dict[float, Callable[["Night"], None]] = field(default_factory=dict)  # what happens, by the second
     signal: Signal = noise
-    true_rate: float = 1.0
 
     def __post_init__(self) -> None:
         self.time = VirtualTime(RATE_HZ)
@@ -227,14 +226,44 @@ def test_silence_from_the_beginning_is_never_online(tagger: Tagger) -> None:
     assert {event.verdict for event in night.events} == {"silent"}
 
 
-@pytest.mark.parametrize(("true_rate", "reason"), [(0.5, "delivers"), (1.03, "rate is 8240 Hz by the clock")])
-def test_a_device_at_another_rate_is_refused(tagger: Tagger, true_rate: float, reason: str) -> None:
-    """Its windows would be of other frequencies and other times."""
-    night = Night(tagger, [], 60)
-    night.fake.true_rate = true_rate
+def test_a_device_that_delivers_too_little_is_refused(tagger: Tagger) -> None:
+    """Within five seconds: long before there would be a window."""
+    night = Night(tagger, [], 30)
+    night.fake.true_rate = 0.5
     night.live()
-    assert night.states[2][0] == "no_audio"
-    assert reason in night.states[2][1]
+    assert night.states[2] == (
+        "no_audio",
+        "street: it delivers 4000 samples a second where 8000 are expected",
+    )
+    assert said_within(night, "no_audio", 0.0) <= 5.0
+    assert {event.verdict for event in night.events} == {"too_little_audio"}
+
+
+def test_a_device_at_another_rate_is_refused_until_it_has_another(tagger: Tagger) -> None:
+    """Its windows would be of other frequencies and other times. Opened again, it is measured before it is
+    heard.
+
+    rate     wrong ------------------------ right ----------------------
+    heard    ~~~~~~~~                                   ~~~~~~~~~~~~~~~~
+    state    online  no_audio                           degraded
+    """
+
+    def mend(night: Night) -> None:
+        night.fake.true_rate = 1.0
+
+    night = Night(tagger, [], 160, at={80.0: mend})
+    night.fake.true_rate = 1.03
+    night.live()
+    refused, heard = night.diary.of(Status)[2:4]
+    assert refused.reason == "street: its rate is 8240 Hz by the clock, 8000 Hz by its own account"
+    assert heard.state == "degraded"  # for what was lost while it was measured
+    assert len(night.states) == 4
+    assert 20 < utc_s(refused.since) - 1.8e9 < 30
+    assert 100 < utc_s(heard.since) - 1.8e9 < 140
+    assert all(e.end <= refused.since or e.start >= heard.since for e in night.events if e.audio.valid == 1)
+    audio = night.diary.of(Health)[-1].audio
+    assert audio.heard_s + audio.lost_s == pytest.approx(160, abs=1)
+    assert audio.measured_hz == pytest.approx(RATE_HZ, rel=1e-4)
 
 
 def test_losses_are_in_the_windows_and_degrade_the_sensor(tagger: Tagger) -> None:

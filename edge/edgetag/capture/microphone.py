@@ -10,6 +10,13 @@ The thread does nothing but blocking reads (a callback of PortAudio's needs memo
 executable, which a hardened service does not get). What it reads goes into a preallocated ring; a listener
 who takes too late loses the oldest, counted like any other loss. Nothing is ever spliced: lost frames
 move the index on.
+
+A device whose rate was wrong is measured before it is heard again:
+
+```
+thread      … ─ wrong rate ─ wait ─ open ─ read read … read read …    twenty seconds
+listener        Lost                                   Opened Block …
+```
 """
 
 import random
@@ -110,6 +117,7 @@ class _Capture:
         self._jitter = jitter
         self._device: OpenDevice | None = None
         self._attempts = 0
+        self._is_on_probation = False  # its rate was wrong: it is read, and not heard until its rate is known
         self.news = threading.Condition()
         self.notes: deque[tuple[Opened, BlockRing] | Lost] = deque()
 
@@ -139,6 +147,10 @@ class _Capture:
         self._ring = BlockRing(round(RING_S / BLOCK_S), block_frames, device.n_channels)
         self._block_frames, self._pace = block_frames, Pace(device.rate_hz)
         self._zero_since_s: float | None = None
+        if not self._is_on_probation:
+            self._tell_opened(device)
+
+    def _tell_opened(self, device: OpenDevice) -> None:
         self._tell((Opened(device.name, device.rate_hz, self._pace), self._ring))
 
     def _read(self, device: OpenDevice) -> None:
@@ -146,14 +158,25 @@ class _Capture:
         now_s, pace = self._monotonic(), self._pace
         n_pending = device.pending()
         first_frame = pace.note(len(frames), now_s, overflowed=overflowed, n_pending=n_pending)
-        with self.news:
-            self._ring.put(first_frame, frames, now_s)
-            self.news.notify()
+        if not self._is_on_probation:
+            with self.news:
+                self._ring.put(first_frame, frames, now_s)
+                self.news.notify()
         if pace.fault:
+            self._is_on_probation |= pace.is_at_another_rate
             raise DeviceError(f"{device.name}: {pace.fault}")
+        if self._is_on_probation:
+            self._end_probation(device)
+            return
         self._watch_zeros(device, frames, now_s)
         if pace.delivered > TRUSTED_S * pace.rate_hz:
             self._attempts = 0
+
+    def _end_probation(self, device: OpenDevice) -> None:
+        """From the next block on it is heard, if its rate has been measured: it is the right one."""
+        if self._pace.measured_hz is not None:
+            self._is_on_probation = False
+            self._tell_opened(device)
 
     def _watch_zeros(self, device: OpenDevice, frames: NDArray[np.float32], now_s: float) -> None:
         if frames.any():

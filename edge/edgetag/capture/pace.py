@@ -74,6 +74,11 @@ class Pace:
         """Index of the next frame: all that were delivered and all that were lost."""
         return self.delivered + self.lost
 
+    @property
+    def is_at_another_rate(self) -> bool:
+        """Whether the device is known not to deliver at the rate that it says."""
+        return self.measured_hz is not None and abs(self.measured_hz / self.rate_hz - 1) > MAX_RATE_ERROR
+
     def note(self, n_frames: int, t_s: float, *, overflowed: bool = False, n_pending: int = 0) -> int:
         """Take in a block that had come at `t_s`; return the index of its first frame.
 
@@ -149,7 +154,7 @@ class Pace:
         if len(rates_hz) == _N_SLOW and max(rates_hz) < _MIN_DELIVERY * self.rate_hz:
             hz = _hz(seconds[0], seconds[-1])
             return f"it delivers {hz:.0f} samples a second where {self.rate_hz} are expected"
-        if self.measured_hz is not None and abs(self.measured_hz / self.rate_hz - 1) > MAX_RATE_ERROR:
+        if self.is_at_another_rate:
             return f"its rate is {self.measured_hz:.0f} Hz by the clock, {self.rate_hz} Hz by its own account"
         return ""
 
