@@ -70,7 +70,7 @@ class FakeMicrophone:
         true_rate: float = 1.0,
         keeps_world: bool = True,
     ) -> None:
-        """`true_rate`: frames that come for each that should."""
+        """`true_rate`: frames that come for each that should, of devices that are opened from now on."""
         self.time, self.faults, self.signal = time, faults, signal
         self.buffer_frames = buffer_frames or time.rate_hz // 2
         self.n_channels, self.true_rate = n_channels, true_rate
@@ -102,13 +102,14 @@ class FakeDevice:
         self._owner, self._time = owner, owner.time
         self.name, self.rate_hz, self.n_channels = "street", owner.time.rate_hz, owner.n_channels
         self._next = self._begin = owner.time.frame  # in the world, that has not been read or dropped
+        self._true_rate = owner.true_rate
 
     def read(self, n_frames: int) -> tuple[NDArray[np.float32], bool]:
         fault = next(self._owner.faults, None)
         overflowed = self._suffer(fault) if fault else False
         first = self._next
         self._next += n_frames
-        due = self._begin + round((self._next - self._begin) / self._owner.true_rate)
+        due = self._begin + round((self._next - self._begin) / self._true_rate)
         self._time.frame = max(self._time.frame, due)
         self._owner.n_read += n_frames
         if self._owner.keeps_world:
@@ -119,7 +120,7 @@ class FakeDevice:
         return np.repeat(frames[:, None], self.n_channels, axis=1), overflowed
 
     def pending(self) -> int:
-        return self._time.frame - self._next
+        return self._begin + round((self._time.frame - self._begin) * self._true_rate) - self._next
 
     def close(self) -> None:
         self._owner.n_open -= 1
