@@ -1,9 +1,11 @@
 """Log lines for people and for journald: on stderr, so that stdout carries events and nothing else."""
 
+import contextlib
 import io
 import logging
+import os
 import sys
-from typing import Literal
+from typing import Literal, TextIO, cast
 
 import structlog
 
@@ -25,7 +27,7 @@ def configure(level: int = logging.WARNING, format: Literal["console", "json"] =
             _renderer(format),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr or io.StringIO()),
+        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, _Stderr())),
     )
 
 
@@ -35,6 +37,28 @@ def set_level(name: Literal["debug", "info", "warning", "error"]) -> None:
     structlog.configure(
         **structlog.get_config() | {"wrapper_class": structlog.make_filtering_bound_logger(level)}
     )
+
+
+class _Stderr(io.TextIOBase):
+    """stderr as it is now. What it does not take is not said: there is none, its disk is full, its reader has
+    gone. That must not end the hearing, and nothing waits in a buffer to end it later.
+    """
+
+    def __init__(self) -> None:
+        self._stream = sys.stderr
+        try:
+            self._descriptor = None if sys.stderr is None else sys.stderr.fileno()
+        except OSError:  # something else stands in its place, which has none
+            self._descriptor = None
+
+    def write(self, text: str) -> int:
+        """At once, by one write; raises nothing."""
+        with contextlib.suppress(OSError):
+            if self._descriptor is not None:
+                os.write(self._descriptor, text.encode("utf-8", "backslashreplace"))
+            elif self._stream is not None:
+                self._stream.write(text)
+        return len(text)
 
 
 def _renderer(format: Literal["console", "json"]) -> structlog.typing.Processor:

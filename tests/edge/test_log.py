@@ -3,8 +3,10 @@
 import datetime
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import structlog
@@ -66,3 +68,22 @@ def test_without_a_stderr_nothing_is_said_and_nothing_breaks(monkeypatch: pytest
     monkeypatch.setattr(sys, "stderr", None)
     configure(format="json")
     _log.warning("nobody hears")
+
+
+def test_a_log_that_cannot_be_written_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk, or a reader who has gone. What comes later is said again as soon as that is possible."""
+    read_end, write_end = os.pipe()
+    with Path("/dev/full").open("w") as full, os.fdopen(write_end, "w") as piped:
+        monkeypatch.setattr(sys, "stderr", full)
+        configure()
+        _log.warning("nowhere to go")
+        monkeypatch.setattr(sys, "stderr", piped)
+        configure()
+        os.close(read_end)
+        _log.warning("nobody reads")
+        read_end, write_end = os.pipe()
+        os.dup2(write_end, piped.fileno())
+        _log.warning("somebody reads")
+        assert b"somebody reads" in os.read(read_end, 1000)
+        os.close(read_end)
+        os.close(write_end)
