@@ -83,6 +83,11 @@ class Ladder:
             self._skip_oldest()
         return self._waiting.popleft() if self._waiting else None
 
+    def skip_all(self) -> None:
+        """Nobody has time for those that wait."""
+        while self._waiting:
+            self._skip_oldest()
+
     def took(self, seconds: float, *, n_branches_skipped: int = 0) -> bool:
         """Learn what a window cost; whether the step has changed.
 

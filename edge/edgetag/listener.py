@@ -8,6 +8,7 @@ sink's thread                                                          └─ ne
 ```
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable
 
@@ -33,6 +34,7 @@ from edgetag.notify import Notifier
 from edgetag.replacement import Replacement
 from edgetag.tagging.stream import EventStream
 
+ENDING_S = 1.0  # for windows that wait when the microphone is left; of the network there is more to wait for
 STARTING_S = 60.0  # a start may take so much longer, each time a microphone was looked for and not found
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger("edgetag.listener")
@@ -84,7 +86,7 @@ class Listener:
         self._said: tuple[State, str] | None = None
 
     def listen(self, microphone: Microphone, replacement: Replacement[Loaded] | None = None) -> None:
-        """Until the microphone is left: then what it has heard is tagged to the end.
+        """Until the microphone is left: then what it has heard is tagged to the end, as far as there is time.
 
         Args:
             microphone: entered.
@@ -101,7 +103,7 @@ class Listener:
                 self._tag_next()
             self._say_state()
         self._notifier.stopping()
-        self._end_audio()
+        self._end_audio(within_s=ENDING_S)
         self._report()
 
     # -- audio -------------------------------------------------------------------------------------
@@ -122,12 +124,14 @@ class Listener:
                 self._notifier.extend_timeout(STARTING_S)
                 self._notifier.watchdog()
 
-    def _end_audio(self) -> None:
-        """The last windows are tagged, and whatever sounded ends."""
+    def _end_audio(self, within_s: float = math.inf) -> None:
+        """The last windows are tagged, those that can be begun in time, and whatever sounded ends."""
+        deadline_s = self._monotonic() + within_s
         if self._windower is not None:
             self._ladder.put(self._windower.finish())
-            while self._tag_next():
+            while self._monotonic() < deadline_s and self._tag_next():
                 pass
+            self._ladder.skip_all()
         self._publish(self._sounds.end())
         self._windower = self._opened = None
 

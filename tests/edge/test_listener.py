@@ -301,6 +301,28 @@ def test_an_overloaded_sensor_tags_less_and_says_so(tagger: Tagger) -> None:
     assert [sound.kind for sound in voice] == ["start", "end"]  # it goes on over what is left out on purpose
 
 
+@pytest.mark.parametrize("seconds", [14, 17, 20])
+def test_a_slow_sensor_ends_in_time(tagger: Tagger, seconds: int) -> None:
+    """It finishes the window in hand and those that it can begin within a second; others are counted."""
+    cost_s = 2
+    ends_s: list[float] = []
+    night = Night(tagger, [], seconds, hop_samples=44_100)
+    deliver = night.diary.entries.append
+
+    def slow(event: TagsEvent) -> None:
+        night.time.frame += cost_s * RATE_HZ
+        ends_s.append(night.time.monotonic())
+        deliver(event)
+
+    night.diary.deliver = slow  # type: ignore[method-assign]
+    night.live()
+    assert ends_s[-1] <= seconds + 2 * cost_s
+    skipped = night.diary.of(Health)[-1].load.windows_skipped
+    assert skipped + len(night.events) == pytest.approx(seconds - 9, abs=3)
+    voice = [sound for sound in night.diary.of(SoundEvent) if sound.tag == "7"]
+    assert voice[-1].kind == "end"
+
+
 def test_below_the_gate_only_the_level_is_told(tagger: Tagger) -> None:
     """And a calibrated sensor's gate is in dB(A)."""
     conditions = Settings(gate=GateSettings(min_laeq_db=200.0), level=LevelSettings(calibration_db=120.0))
