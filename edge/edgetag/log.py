@@ -27,7 +27,7 @@ def configure(level: int = logging.WARNING, format: Literal["console", "json"] =
             _renderer(format),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, _Stderr())),
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", _Stderr())),
     )
 
 
