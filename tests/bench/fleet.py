@@ -11,6 +11,7 @@ Publisher, outbox (default durability, on disk) and paho are the real ones; only
 
 import argparse
 import json
+import logging
 import signal
 import subprocess
 import sys
@@ -18,9 +19,10 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -42,7 +44,7 @@ from fakes import bundle_info, tags_event
 from system.test_mosquitto import Mosquitto
 
 N_WORKERS = 4
-SETTINGS = ("allow_anonymous true", "max_queued_messages 0")
+SETTINGS = ("allow_anonymous true", "max_queued_messages 1000000")
 WAIT_S = 600.0
 
 
@@ -51,7 +53,7 @@ WAIT_S = 600.0
 
 def feed(port: int, folder: Path, names: list[str], hop_s: float) -> None:
     """Runs sensors until SIGTERM; then prints how many windows each had, as JSON."""
-    configure()
+    configure(logging.ERROR)
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     with ExitStack() as stack:
@@ -63,7 +65,7 @@ def feed(port: int, folder: Path, names: list[str], hop_s: float) -> None:
                     break
                 sensor.hear()
             due_s += hop_s
-    print(json.dumps({sensor.name: sensor.n for sensor in sensors}))
+    sys.stdout.write(json.dumps({sensor.name: sensor.n for sensor in sensors}))
 
 
 @dataclass
@@ -174,7 +176,10 @@ class Outcome:
 
 def measure(n_sensors: int, hop_s: float, steady_s: float, outage_s: float) -> Outcome:
     """Live through it: all connected, a steady part, the broker gone, the drain, the end."""
-    with tempfile.TemporaryDirectory() as folder, Mosquitto(Path(folder), *SETTINGS, "persistence true") as broker:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Mosquitto(Path(folder), *SETTINGS, "persistence true") as broker,
+    ):
         reader = Reader(broker.port)
         with workers(broker.port, Path(folder), n_sensors, hop_s) as processes:
             _until(lambda: len(reader.seqs) == n_sensors)
@@ -234,12 +239,12 @@ def _peak_rate(times_s: list[float]) -> float:
 def _n_backwards(seqs: list[int]) -> int:
     """Messages that came after a later one, those that came twice aside."""
     firsts = list(dict.fromkeys(seqs))
-    return sum(b < a for a, b in zip(firsts, firsts[1:], strict=False))
+    return sum(b < a for a, b in pairwise(firsts))
 
 
-def _until(done: "object", within_s: float = WAIT_S) -> None:
+def _until(done: Callable[[], bool], within_s: float = WAIT_S) -> None:
     deadline_s = time.monotonic() + within_s
-    while not done():  # type: ignore[operator]
+    while not done():
         if time.monotonic() > deadline_s:
             raise SystemExit("it did not happen")
         time.sleep(0.25)
@@ -249,14 +254,16 @@ def main() -> None:
     if sys.argv[1:2] == ["--feed"]:
         port, folder, hop_s, *names = sys.argv[2:]
         return feed(int(port), Path(folder), names, float(hop_s))
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sensors", type=int, default=500)
     parser.add_argument("--hop", type=float, default=5.0, help="seconds between a sensor's windows")
     parser.add_argument("--steady", type=float, default=60.0, help="seconds before the outage")
     parser.add_argument("--outage", type=float, default=600.0, help="seconds")
     options = parser.parse_args()
     outcome = measure(options.sensors, options.hop, options.steady, options.outage)
-    print(json.dumps({k: round(v, 1) for k, v in vars(outcome).items()}, indent=1))
+    sys.stdout.write(json.dumps({k: round(v, 1) for k, v in vars(outcome).items()}, indent=1) + "\n")
     return None
 
 

@@ -200,9 +200,7 @@ def test_an_unreachable_broker(edgetag: Run, street: Path) -> None:
     refused(edgetag(street, "--mqtt", f"mqtt://127.0.0.1:{port}"), 4, "127.0.0.1", "nothing listens")
 
 
-@pytest.mark.parametrize(
-    "url", ["localhost", "http://localhost", "mqtt://", "mqtt://host:port", "mqtts://"]
-)
+@pytest.mark.parametrize("url", ["localhost", "http://localhost", "mqtt://", "mqtt://host:port", "mqtts://"])
 def test_a_bad_url(edgetag: Run, street: Path, url: str) -> None:
     """Usage, not network."""
     refused(edgetag(street, "--mqtt", url), 2, "mqtt://")
