@@ -17,6 +17,7 @@ from edgetag.capture.clock import SystemTime
 from edgetag.config import EventSettings, GateSettings, LevelSettings, Settings, TagSettings
 from edgetag.contract.errors import BundleError
 from edgetag.contract.event import Health, Info, SoundEvent, Status, TagsEvent
+from edgetag.daemon import run
 from edgetag.delivery.sink import Sink
 from edgetag.listener import Listener
 from edgetag.loading import Loaded
@@ -24,6 +25,7 @@ from edgetag.notify import Notifier
 from edgetag.replacement import Replacement
 from edgetag.tagging.stream import EventStream
 from fakes_bundle import write_bundle
+from fakes_capture import ListSource, cut
 from fakes_microphone import FakeMicrophone, Fault, Signal, SteppedMicrophone, VirtualTime, noise
 
 RATE_HZ = 8000
@@ -129,6 +131,28 @@ def test_a_street_is_tagged_from_the_first_window_on(tagger: Tagger) -> None:
     assert ready_s == pytest.approx([10.0], abs=0.2)
     assert [word for _, word in night.words.heard][-1] != "READY=1"
     assert "STOPPING=1" in [word for _, word in night.words.heard]
+
+
+def test_what_a_microphone_hears_is_what_its_recording_says() -> None:
+    """Events are those of a replay, to the bit, but for when and from where; also while blocks come late."""
+    starter = Tagger.load(variant="int8")
+    night = Night(starter, [None] * 50 + [Fault("stall", 3 * RATE_HZ)], 41).live()
+    recording = noise(0, night.fake.n_read)
+    replayed = Diary()
+    run(
+        ListSource(cut(recording), RATE_HZ),
+        EventStream(starter, sensor="lamp"),
+        replayed,
+        hop_samples=HOP,
+        start_utc_s=0.0,
+    )
+    same = ["seq", "verdict", "audio", "level", "coarse", "fine", "refined", "active", "model"]
+    heard, expected = (
+        [{key: getattr(event, key) for key in same} for event in diary.of(TagsEvent)]
+        for diary in (night.diary, replayed)
+    )
+    assert len(heard) == 8
+    assert heard == expected
 
 
 def test_a_device_that_goes_is_said_and_awaited(tagger: Tagger) -> None:
