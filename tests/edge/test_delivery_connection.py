@@ -239,6 +239,12 @@ def test_a_session_that_is_to_outlive_its_connection_is_taken_up_again(
     assert broker.connects[0][8:10] == bytes([0, 77])
 
 
+def test_a_broker_is_told_to_keep_to_itself_what_would_fill_the_memory() -> None:
+    with FakeBroker() as broker, connected(at(broker.port)):
+        _, properties = flags_and_properties(broker.connects[0])
+    assert b"\x27" + (1 << 20).to_bytes(4, "big") in properties  # Maximum Packet Size
+
+
 def test_in_3_1_1_where_sessions_never_expire_there_is_none() -> None:
     how = Connecting("3.1.1", session_expiry_s=300)
     with FakeBroker() as broker, connected(at(broker.port), how):
@@ -570,6 +576,28 @@ def test_a_client_without_a_certificate_is_told_that_it_needs_one(authority: Aut
     assert broker.levels == []
 
 
+def test_why_the_other_end_hung_up_is_found_by_who_writes_first(authority: Authority) -> None:
+    context = tls_context(trusting(authority).tls)
+    with (
+        FakeBroker(context=server(authority.issue("broker"), clients_of=authority)) as broker,
+        socket.create_connection(("127.0.0.1", broker.port)) as raw,
+        context.wrap_socket(raw, server_hostname="127.0.0.1") as connection,
+        pytest.raises(ssl.SSLError, match="CERTIFICATE_REQUIRED"),
+    ):
+        wait_until(lambda: connection.send(b"x") == 0)
+
+
+def test_without_a_file_the_system_s_authorities_are_trusted(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.ca_file))
+    with (
+        FakeBroker(context=server(authority.issue("broker"))) as broker,
+        connected(at(broker.port, "mqtts"), Connecting()) as client,
+    ):
+        assert client.is_mqtt5
+
+
 @pytest.mark.parametrize(
     ("is_known", "alert"), [(False, "unknown ca"), (True, "certificate expired")], ids=["stranger", "expired"]
 )
@@ -650,6 +678,12 @@ def test_an_encrypted_key_is_an_error_and_asks_nobody(authority: Authority) -> N
     cert_file, key_file = authority.issue("locked", key_password=b"hunter2")
     with pytest.raises(InputError, match=r"the key in key_file .* is encrypted: store it without a password"):
         tls_context(Tls(None, str(cert_file), str(key_file)))
+
+
+@pytest.mark.parametrize("alpn", ["", "mqtté", 256 * "x"])
+def test_a_protocol_that_cannot_be_asked_for_is_an_error(alpn: str) -> None:
+    with pytest.raises(InputError, match="is not 1 to 255 ASCII characters"):
+        tls_context(Tls(alpn=alpn))
 
 
 def test_a_file_that_cannot_be_used_is_found_before_anybody_is_called(tmp_path: Path) -> None:

@@ -305,6 +305,17 @@ def test_after_a_lost_connection_the_sensor_is_announced_again() -> None:
     assert sum(message.kind == "info" for message in broker.published) == 2
 
 
+def test_an_announcement_that_was_interrupted_is_completed_on_the_next_connection() -> None:
+    """Receive Maximum 1, so that `info` has not been sent when the first connection is lost."""
+
+    def on_publish(message: Published) -> bytes | None:
+        return HANG_UP if len(broker.levels) == 1 else acknowledge(message)
+
+    with FakeBroker(accept_with(b"\x21\x00\x01"), on_publish) as broker, publisher(broker.port):
+        pass
+    assert [message.kind for message in broker.published] == ["status", "status", "info", "status"]
+
+
 def test_ended_has_the_last_word_though_the_connection_is_lost_before_it_is_acknowledged() -> None:
     lost: list[Published] = []
 

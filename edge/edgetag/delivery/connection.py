@@ -259,10 +259,10 @@ class BrokerClient(Client):
                 raise self._hung_up()
             writing = [sock] if self.want_write() else []
             readable, writable, _ = select.select([sock], writing, [], max(left_s, 0))
-            if readable:  # first: writing to who has hung up would hide why
-                self.loop_read()
-            elif writable:
+            if writable:
                 self.loop_write()
+            if readable:
+                self.loop_read()
             if left_s <= 0:
                 raise _NotUnderstoodError(_no_answer(self._address, self._how.timeout_s))
         reason, properties = self._heard.answer
@@ -478,7 +478,7 @@ def tls_context(tls: Tls) -> "_Context":
     """Trusts `ca_file`, or the system's authorities, checks the host, and shows our own certificate.
 
     Raises:
-        InputError: a file cannot be read or used; the message names the setting.
+        InputError: a file cannot be read or used, or alpn not be said; the message names the setting.
     """
     context = _Context(ssl.PROTOCOL_TLS_CLIENT)
     context.sslsocket_class = _Socket
@@ -491,8 +491,15 @@ def tls_context(tls: Tls) -> "_Context":
     elif tls.key_file is not None:
         raise InputError(f"key_file {tls.key_file} needs a cert_file, whose key it is")
     if tls.alpn is not None:
-        context.set_alpn_protocols([tls.alpn])
+        _ask_for(context, tls.alpn)
     return context
+
+
+def _ask_for(context: ssl.SSLContext, alpn: str) -> None:
+    try:
+        context.set_alpn_protocols([alpn])
+    except (UnicodeError, ssl.SSLError) as error:
+        raise InputError(f"alpn {alpn!r} is not 1 to 255 ASCII characters") from error
 
 
 def _load_certificates(context: ssl.SSLContext, setting: str, path: str) -> None:

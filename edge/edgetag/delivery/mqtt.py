@@ -124,8 +124,8 @@ class MqttPublisher(Sink):
     acknowledgement, publishes the retained `status` offline with the reason `farewell`, and disconnects.
     If that fails, or the process dies, the broker publishes the last will: offline, "connection lost".
 
-    A lost connection is repaired here, if `reconnect`. Until what was in flight has been sent again
-    and acknowledged, nothing new is sent: events stay in order.
+    A lost connection is repaired here, if `reconnect`. What was in flight is sent again before anything
+    new: events stay in order.
 
     It is a `Sink`, for which an event that the broker refuses is an error, and a `Courier`
     (`reconnect=False`), which settles it.
@@ -200,7 +200,6 @@ class MqttPublisher(Sink):
         self._progress_s = 0.0  # when something was last acknowledged, or sent with nothing in flight
         self._connected = False
         self._announce_again = False  # on a reconnect
-        self._resending = False
         self._error: NetworkError | None = None
         self._last_loss = ""
         # Shared with the network thread:
@@ -416,7 +415,7 @@ class MqttPublisher(Sink):
 
     def _may_send(self) -> bool:
         window = min(self._max_in_flight, self._limits.receive_maximum)
-        return self._connected and not self._resending and len(self._in_flight) < window
+        return self._connected and len(self._in_flight) < window
 
     def _may_publish(self) -> bool:
         return self._may_send() and not self._owed
@@ -479,7 +478,6 @@ class MqttPublisher(Sink):
                 raise self._failure(NetworkError(refusal))
         if sent.id is not None:
             self._settled.append(Settled(sent.id, refusal))
-        self._resending = self._resending and bool(self._in_flight)
         self._progress_s = time.monotonic()
         return True
 
@@ -488,8 +486,6 @@ class MqttPublisher(Sink):
         self._connected = False
         if not self._reconnect:
             raise self._failure(LostError(f"{loss}: {self._unacknowledged()}"))
-        self._resending = bool(self._in_flight)
-        self._owed = []
 
     def _check(self) -> None:
         """What has gone wrong here will not get better by asking again."""
