@@ -360,6 +360,17 @@ def test_after_a_lost_connection_the_same_client_can_begin_again() -> None:
     assert broker.levels == [5, 5]
 
 
+def test_to_begin_again_is_to_be_accepted_or_refused_again() -> None:
+    answers: list[Answer] = [lambda level: LastWords(accept(level)), refuse(0x8A, 5)]
+    with (
+        FakeBroker(lambda level: answers.pop(0)(level)) as broker,
+        connected(at(broker.port)) as client,
+    ):
+        loss(client)
+        with pytest.raises(RefusedError, match="banned"):
+            client.begin()
+
+
 def test_the_network_can_be_attended_until_something_has_happened() -> None:
     heard: list[str] = []
 
