@@ -25,7 +25,7 @@ test-system: emulators $(VENV)/test.stamp
 
 # A week of audio with thousands of faults, in virtual time: about an hour.
 soak: $(VENV)/test.stamp
-	$(BIN)/pytest -q -s -m soak tests/system
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -s -m soak tests/system
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff format --check edge train tests
