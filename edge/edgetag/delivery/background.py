@@ -9,6 +9,7 @@ this thread                                 └─ courier ─ forwarded ─ set
 ```
 """
 
+import contextlib
 import random
 import threading
 import time
@@ -16,12 +17,12 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import msgspec
 import structlog
 
-from edgetag.contract.errors import EdgetagError, first_line
+from edgetag.contract.errors import EdgetagError, NetworkError, first_line
 from edgetag.contract.event import DeliveryHealth, Health, Info, SoundEvent, Status, TagsEvent, encode
 from edgetag.delivery.connection import LostError, TakenOverError
 from edgetag.delivery.outbox import Outbox, Queued
@@ -211,6 +212,7 @@ class Background(Sink):
         with self._changed:
             self._deadline_s = self._monotonic() + self._flush_s
             self._stopping.set()
+            self._news = True
             self._changed.notify_all()
         self._thread.join(self._flush_s + _LEAVE_S)
         self._outbox.__exit__(exc_type, exc, traceback)
@@ -225,6 +227,7 @@ class Background(Sink):
 
     def _say(self, message: Status | Info | Health) -> None:
         with self._changed:
+            self._latest.pop(type(message), None)  # so that they are in order
             self._latest[type(message)] = _Latest(message, self._outbox.next_id)
         self._notify()
 
@@ -243,14 +246,15 @@ class Background(Sink):
                 with self._new_courier() as courier:
                     entered_s = self._monotonic()
                     self._note_connected()
-                    while (due := self._next(courier)) is not None:
-                        self._hand_over(courier, due)
+                    self._serve(courier)
             except Exception as error:  # a fault of ours must not end delivery for good
                 self._note_failure(error, lasted_s=self._monotonic() - entered_s)
                 if is_last:
                     return
                 self._wait(self._delay_s())
             else:
+                with self._changed:
+                    self._connected = False
                 return
 
     def _is_to_connect(self) -> bool:
@@ -268,6 +272,16 @@ class Background(Sink):
             status, info = self._status, self._info
         assert status is not None
         return self._make(status, info)
+
+    def _serve(self, courier: Courier) -> None:
+        """Until it is time to leave."""
+        try:
+            while (due := self._next(courier)) is not None:
+                self._hand_over(courier, due)
+        except NetworkError:
+            with contextlib.suppress(NetworkError):  # what was settled before that need not come twice
+                self._settle(courier)
+            raise
 
     def _next(self, courier: Courier) -> Queued | _Latest | None:
         """What to hand over next, once there is something; None when it is time to leave."""
@@ -295,12 +309,13 @@ class Background(Sink):
 
     def _pop(self) -> Queued | _Latest | None:
         """The first in order: a state is said before the messages that came after it."""
+        end_id = self._outbox.next_id  # before the outbox is looked into: what comes now is not seen there
         if self._head is None:
             self._head = self._outbox.next()
         head = self._head
         with self._changed:
             for kind, latest in self._latest.items():
-                if head is None or latest.before_id <= head.id:
+                if latest.before_id <= (end_id if head is None else head.id):
                     return self._latest.pop(kind)
         if head is None or (self._suspect.goes_alone and self._in_flight):
             return None
@@ -380,4 +395,8 @@ def _stamped(queued: Queued) -> bytes:
     is_late = queued.waited_s is None or queued.waited_s > LATE_S
     if queued.kind != "tags" or not is_late:
         return queued.payload
-    return msgspec.json.encode(msgspec.json.decode(queued.payload) | {"late": True})
+    try:
+        event = msgspec.json.decode(queued.payload, type=dict[str, Any])
+    except msgspec.DecodeError:  # a bad disk; the courier will say so, too
+        return queued.payload
+    return msgspec.json.encode(event | {"late": True})

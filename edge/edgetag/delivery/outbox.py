@@ -1,11 +1,12 @@
 """What is to be delivered, in order, until it is settled: on the disk, or in memory while that has a fault.
 
 ```
-append ── fresh ── written ── rows ── next … settle ── written: gone
-           └ while the disk has a fault: next
+whoever appends ──┐          ┌── backlog   what waits, and where
+                  ├── thread ┤
+whoever delivers ─┘          └── rows      the database
 ```
-One thread owns the database. Whoever appends waits for it a moment and no longer: a card that hangs for a
-minute is the microphone's no more than the network is.
+One thread owns the database. Nobody else waits for it longer than a moment: a card that hangs for a minute is
+the microphone's no more than the network is.
 """
 
 import contextlib
@@ -13,8 +14,8 @@ import queue
 import sqlite3
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, wait
 from pathlib import Path
 from types import TracebackType
@@ -24,17 +25,21 @@ import structlog
 
 from edgetag.contract.errors import InputError, first_line
 from edgetag.contract.event import OutboxHealth
-from edgetag.delivery.rows import BEFORE_ALL, Durability, Rows, Stored, is_damaged
+from edgetag.delivery.backlog import Backlog, Portion
+from edgetag.delivery.rows import BEFORE_ALL, Durability, Rows, Stored, is_damaged, is_held
 from edgetag.delivery.sink import Forwarded, Settled
 
 MAX_BYTES = 200_000_000
 MAX_MEMORY_BYTES = 20_000_000  # of messages in memory: all of them, or those that cannot be written
 FILE_NAME = "outbox.db"
+HANGS = "the disk does not answer"
 
 _PATIENCE_S = 1.0
+_READER_PATIENCE_S = 0.3
+_HANGS = 10  # times as long as anybody waits is no answer
 _BATCH = 50  # messages that are read at once, and are not given up for newer ones from then on
 _MAX_SETTLED = 100  # before they are deleted; otherwise that waits for the next message's write
-_MAX_SETTLED_S = 5.0
+_MAX_SETTLED_S = 60.0
 _CLOSE_S = 1.0
 
 _T = TypeVar("_T")
@@ -64,9 +69,7 @@ class Outbox:
         max_bytes: of payloads; the oldest go when there are more, but not those that are on their way.
         monotonic: the clock of `waited_s`.
         patience_s: how long `append` waits for the disk at most.
-
-    Raises:
-        InputError: when it is entered: another process has the file.
+        rows: opens the database.
     """
 
     def __init__(
@@ -77,31 +80,34 @@ class Outbox:
         max_bytes: int = MAX_BYTES,
         monotonic: Callable[[], float] = time.monotonic,
         patience_s: float = _PATIENCE_S,
+        rows: Callable[[Path | None, Durability, int | None], Rows] = Rows,
     ) -> None:
         self._file = None if durability == "memory" else file
         self._durability: Durability = "memory" if self._file is None else durability
-        self._max_bytes = max_bytes if self._file else min(max_bytes, MAX_MEMORY_BYTES)
+        memory_bytes = min(max_bytes, MAX_MEMORY_BYTES)
+        self._max_bytes = max_bytes if self._file else memory_bytes
         self._monotonic = monotonic
         self._patience_s = patience_s
+        self._new_rows = rows
         self._jobs: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="edgetag-outbox", daemon=True)
-        self._rows: Rows | None = None  # the thread's own, once it runs
+        self._began_s: float | None = None  # the job that the thread is at
+
+        # The thread's own, once it runs:
+        self._rows: Rows | None = None
+        self._offset: int | None = None
+        self._read_to = BEFORE_ALL
 
         # Shared, under the lock:
         self._lock = threading.Lock()
-        self._fresh: deque[Stored] = deque()  # not written yet
-        self._fresh_bytes = 0
-        self._settled: set[int] = set()  # not deleted yet
-        self._refused: dict[int, Settled] = {}  # not set aside yet
-        self._written_s = monotonic()
-        self._read_to = BEFORE_ALL
-        self._n_on_disk = self._bytes_on_disk = 0
-        self._totals, self._unsaved = Counter[str](), Counter[str]()
+        self._backlog = Backlog(memory_bytes)
+        self._writing: Future[None] | None = None  # asked for, and not begun
+        self._tried_s = monotonic()
         self._fault = ""
-        self._first_id = self._next_id = 1
 
         # The reader's own:
         self._batch: deque[Stored] = deque()
+        self._reading: Future[list[Stored]] | None = None
 
     def __enter__(self) -> Self:
         """Open and check the database.
@@ -109,16 +115,16 @@ class Outbox:
         Raises:
             InputError: another process has it.
         """
-        with self._watched():
-            try:
-                self._open()
-            except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
-                    raise InputError(
-                        f"another edgetag has the outbox {self._file}: "
-                        "every sensor needs a state directory of its own"
-                    ) from None
-                raise
+        try:
+            self._open()
+        except (sqlite3.Error, OSError) as error:
+            if is_held(error):
+                raise InputError(
+                    f"another edgetag has the outbox {self._file}: "
+                    "every sensor needs a state directory of its own"
+                ) from None
+            if self._is_begun_anew(error):
+                self._attempt(self._open)
         self._thread.start()
         return self
 
@@ -126,7 +132,8 @@ class Outbox:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Write what is to be written, if the disk is not slower than a second."""
-        self._jobs.put(self._write)
+        with self._lock:
+            self._ask_to_write()
         self._jobs.put(None)
         self._thread.join(_CLOSE_S)
 
@@ -140,30 +147,29 @@ class Outbox:
     def append(self, kind: Forwarded, payload: bytes) -> None:
         """Keep a message. When this returns it is written, unless the disk has a fault or takes too long."""
         with self._lock:
-            self._fresh.append(Stored(self._next_id, kind, self._monotonic(), payload))
-            self._fresh_bytes += len(payload)
-            self._next_id += 1
-            self._bound_fresh()
-        wait([self._ask(self._write)], self._patience_s)
+            self._backlog.take(kind, self._monotonic(), payload)
+            writing = self._ask_to_write()
+        self._await(writing, self._patience_s)
 
     def health(self) -> OutboxHealth:
         """How much is kept, and what became of the rest."""
+        fault = self.fault
         with self._lock:
-            totals = self._totals + self._unsaved
+            totals = self._backlog.totals
             return OutboxHealth(
-                depth=self._depth(),
-                bytes=self._bytes_on_disk + self._fresh_bytes,
+                depth=self._backlog.depth,
+                bytes=self._backlog.n_bytes,
                 dropped=totals["dropped"],
-                refused=totals["refused"] + len(self._refused),
+                refused=totals["refused"],
                 damaged=totals["damaged"],
-                fault=self._fault,
+                fault=fault,
             )
 
     @property
     def next_id(self) -> int:
         """Of the next message that is appended: greater than all before it."""
         with self._lock:
-            return self._next_id
+            return self._backlog.next_id
 
     @property
     def outlives_process(self) -> bool:
@@ -174,71 +180,59 @@ class Outbox:
     def depth(self) -> int:
         """Messages that are not settled."""
         with self._lock:
-            return self._depth()
+            return self._backlog.depth
 
     @property
     def fault(self) -> str:
         """Why messages are in memory only; "" if they are on the disk, or not meant to be."""
         with self._lock:
-            return self._fault
+            return self._fault or (HANGS if self._busy_s() > _HANGS * self._patience_s else "")
 
     # -- whoever delivers --------------------------------------------------------------------------------
 
     def next(self) -> Queued | None:
-        """The oldest message that was not given since the last `rewind`; waits for the disk if need be."""
+        """The oldest message that was not given since the last `rewind`.
+
+        None if there is none, or if the disk takes its time: then it is worth asking again.
+        """
         if not self._batch:
-            self._batch.extend(self._ask(self._read).result())
+            self._batch.extend(self._fetched())
         if not self._batch:
             self._tidy()
             return None
         message = self._batch.popleft()
-        is_ours = message.id >= self._first_id
-        waited_s = self._monotonic() - message.since_s if is_ours else None
+        waited_s = self._monotonic() - message.since_s if message.id > 0 else None
         return Queued(message.id, message.kind, message.payload, waited_s)
 
     def settle(self, settled: Settled) -> None:
         """What became of a message that was given: it is not given again."""
         with self._lock:
-            if settled.refusal:
-                self._refused[settled.id] = settled
-            else:
-                self._settled.add(settled.id)
+            self._backlog.settle(settled)
         self._tidy()
 
     def rewind(self) -> None:
         """Give everything again that is not settled, from the oldest on."""
         self._batch.clear()
-        with self._lock:
-            self._read_to = BEFORE_ALL
+        self._reading = None
+        self._await(self._ask(self._rewind), _READER_PATIENCE_S)
+
+    def _fetched(self) -> list[Stored]:
+        if self._reading is None:
+            self._reading = self._ask(self._read)
+        if not self._await(self._reading, _READER_PATIENCE_S):
+            return []
+        reading, self._reading = self._reading, None
+        return reading.result()
 
     def _tidy(self) -> None:
         """Delete what is settled, now and then; as a rule that is done when the next message is written."""
         with self._lock:
-            n_due = len(self._settled) + len(self._refused)
-            is_due = n_due >= _MAX_SETTLED or self._monotonic() - self._written_s > _MAX_SETTLED_S
-        if n_due and is_due:
-            self._ask(self._write)
+            n_due = self._backlog.n_to_write
+            is_much = n_due >= _MAX_SETTLED and not self._fault
+            if is_much or (n_due and self._monotonic() - self._tried_s > _MAX_SETTLED_S):
+                self._ask_to_write()
 
-    # -- under the lock ----------------------------------------------------------------------------------
-
-    def _depth(self) -> int:
-        return self._n_on_disk + len(self._fresh) - len(self._settled) - len(self._refused)
-
-    def _bound_fresh(self) -> None:
-        """In memory there is less room than on a disk."""
-        while self._fresh_bytes > MAX_MEMORY_BYTES and (oldest := self._oldest_fresh()):
-            self._fresh.remove(oldest)
-            self._fresh_bytes -= len(oldest.payload)
-            self._unsaved["dropped"] += 1
-
-    def _oldest_fresh(self) -> Stored | None:
-        """What can be given up: neither on its way nor settled."""
-        return next((m for m in self._fresh if m.id > self._read_to and not self._is_settled(m)), None)
-
-    def _is_settled(self, message: Stored) -> bool:
-        return message.id in self._settled or message.id in self._refused
-
-    # -- the thread --------------------------------------------------------------------------------------
+    # -- asking the thread ---------------------------------------------------------------------------------
 
     def _ask(self, job: Callable[[], _T]) -> "Future[_T]":
         """Have something done by the thread, in order."""
@@ -254,129 +248,148 @@ class Outbox:
         self._jobs.put(run)
         return future
 
+    def _ask_to_write(self) -> "Future[None]":
+        """Under the lock: what is there now will be written. Once is enough until that has begun."""
+        if self._writing is None:
+            self._writing = self._ask(self._write)
+        return self._writing
+
+    def _await(self, future: "Future[_T]", patience_s: float) -> bool:
+        """Whether it is done in time. Who finds the thread at a job that takes too long does not wait."""
+        wait([future], patience_s if self._busy_s() < patience_s else 0)
+        return future.done()
+
+    def _busy_s(self) -> float:
+        """How long the thread has been at its job."""
+        began_s = self._began_s
+        return 0.0 if began_s is None else time.monotonic() - began_s
+
+    # -- the thread ----------------------------------------------------------------------------------------
+
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
+            self._began_s = time.monotonic()
             job()
+            self._began_s = None
         if self._rows is not None:
             self._rows.close()
 
-    def _read(self) -> list[Stored]:
-        """The next messages; those in memory are among them only while they cannot be written."""
-        found: list[Stored] = []
-        with self._watched():
-            while not found and (batch := self._batch_after(self._read_to)):
-                with self._lock:
-                    self._read_to = batch[-1].id
-                    found = [message for message in batch if not self._is_settled(message)]
-        return found
-
-    def _batch_after(self, id: int) -> list[Stored]:
-        on_disk = [] if self._rows is None else self._rows.after(id, _BATCH)
-        with self._lock:
-            if on_disk or not self._fault:
-                return on_disk
-            return [message for message in self._fresh if message.id > id][:_BATCH]
-
     def _write(self) -> None:
         with self._lock:
-            fresh, gone, refused = list(self._fresh), set(self._settled), dict(self._refused)
-            new = [message for message in fresh if message.id not in gone]
-            unsaved, keep_until = Counter(self._unsaved), self._read_to
-        if not (fresh or gone or refused or unsaved):
-            return
-        with self._watched():
+            self._writing = None
+            self._tried_s = self._monotonic()
+        self._attempt(self._write_all)
+
+    def _write_all(self) -> None:
+        """A portion at a time: a full disk is not tried with everything."""
+        more = True
+        while more and (portion := self._portion()) is not None:
             rows = self._open()
             rows.write(
-                new,
-                gone=gone,
-                refused=[*refused.values()],
+                portion.new,
+                portion.settled,
                 max_bytes=self._max_bytes,
-                keep_until=keep_until,
-                totals=unsaved,
+                keep=portion.keep,
+                totals=portion.totals,
             )
             with self._lock:
-                self._unsaved -= unsaved
-                self._settled -= gone
-                self._refused = {id: it for id, it in self._refused.items() if id not in refused}
-                self._forget_fresh({message.id for message in fresh})
-                self._written_s = self._monotonic()
-                self._take_stock(rows)
-                had_fault, self._fault = self._fault, ""
-            if had_fault:
-                _log.warning("outbox.written_again", messages=len(new), dropped=unsaved["dropped"])
+                more = self._backlog.wrote(portion, rows.stock)
+            self._note_fault("")
 
-    def _forget_fresh(self, ids: set[int]) -> None:
-        self._fresh = deque(message for message in self._fresh if message.id not in ids)
-        self._fresh_bytes = sum(len(message.payload) for message in self._fresh)
+    def _portion(self) -> Portion | None:
+        with self._lock:
+            return self._backlog.portion()
 
-    def _take_stock(self, rows: Rows) -> None:
-        self._n_on_disk, self._bytes_on_disk, self._totals = rows.n, rows.n_bytes, rows.totals
+    def _read(self) -> list[Stored]:
+        """The next messages; those in memory are among them only while they cannot be written."""
+        if given := self._attempt(self._read_disk):
+            return given
+        with self._lock:
+            return self._backlog.give_fresh(_BATCH) if self._fault else []
 
-    # -- the database, and what can happen to it ----------------------------------------------------------
+    def _read_disk(self) -> list[Stored]:
+        while self._rows is not None and (batch := self._rows.after(self._read_to, _BATCH)):
+            self._read_to = batch[-1].id
+            with self._lock:
+                if given := self._backlog.give(batch):
+                    return given
+        return []
+
+    def _rewind(self) -> None:
+        self._read_to = BEFORE_ALL
+        with self._lock:
+            self._backlog.rewind()
+
+    # -- the database, and what can happen to it -------------------------------------------------------------
+
+    def _attempt(self, job: Callable[[], _T]) -> _T | None:
+        """Do it, in a new database if this one turns out to be damaged; None if that is not possible now."""
+        for _ in range(2):
+            try:
+                return job()
+            except (sqlite3.Error, OSError) as error:
+                if not self._is_begun_anew(error):
+                    break
+        return None
 
     def _open(self) -> Rows:
-        """The database; opened, if it is not. Its messages are older than any of this process."""
+        """The database; opened, if it is not."""
         if self._rows is None:
             if self._file is not None:
-                self._file.parent.mkdir(parents=True, exist_ok=True)
-            rows = self._new_rows()
+                with contextlib.suppress(FileExistsError):
+                    self._file.parent.mkdir(parents=True)
+            self._rows = self._new_rows(self._file, self._durability, self._offset)
+            self._offset = self._rows.offset
+            self._read_to = BEFORE_ALL
             with self._lock:
-                if self._next_id == self._first_id:
-                    self._first_id = self._next_id = (rows.last_id() or 0) + 1
-                first_id = self._first_id
-                self._take_stock(rows)
-            rows.make_older_than(first_id)
-            self._rows = rows
+                self._backlog.found(self._rows.stock)
         return self._rows
 
-    def _new_rows(self) -> Rows:
+    def _is_begun_anew(self, error: sqlite3.Error | OSError) -> bool:
+        """Whether the database was damaged, and is out of the way; everything else is hoped to pass."""
         try:
-            return Rows(self._file, self._durability)
-        except sqlite3.Error as error:
-            if not is_damaged(error):
-                raise
-            self._set_aside(error)
-            return Rows(self._file, self._durability)
-
-    @contextlib.contextmanager
-    def _watched(self) -> Iterator[None]:
-        """What SQLite refuses is tried again with the next message; what is broken is begun anew."""
-        try:
-            yield
-        except (sqlite3.Error, OSError) as error:
-            if not isinstance(error, sqlite3.Error) or not is_damaged(error):
-                self._note_fault(error)
-                return
-            try:
+            if is_damaged(error):
                 self._set_aside(error)
-            except OSError as fault:
-                self._note_fault(fault)
+                return True
+        except OSError as fault:
+            error = fault
+        reason = str(error.strerror) if isinstance(error, OSError) else first_line(error)
+        self._note_fault(reason)
+        return False
 
-    def _note_fault(self, error: sqlite3.Error | OSError) -> None:
-        reason = first_line(error) if isinstance(error, sqlite3.Error) else str(error.strerror)
+    def _note_fault(self, reason: str) -> None:
+        """Say it once, and when it is over."""
         with self._lock:
-            is_news, self._fault = reason != self._fault, reason
-        if is_news:
+            before, self._fault = self._fault, reason
+            if reason:
+                self._backlog.failed()
+            depth = self._backlog.depth
+        if reason and reason != before:
             _log.error("outbox.not_written", file=str(self._file), reason=reason)
+        elif before and not reason:
+            _log.warning("outbox.written_again", messages=depth)
 
-    def _set_aside(self, error: sqlite3.Error) -> None:
-        """Keep the damaged file for whoever wants to look, and count what was in it, if that is known."""
+    def _set_aside(self, error: Exception) -> None:
+        """Keep the damaged database for whoever wants to look; begin anew with what is on its way.
+
+        Raises:
+            OSError: it cannot be moved.
+        """
         assert self._file is not None
         if self._rows is not None:
             self._rows.close()
             self._rows = None
-        damaged = self._file.with_name(f"{self._file.name}.damaged")
+        kept_as = self._file.with_name(f"{self._file.name}.damaged")
         for suffix in ("-wal", ""):
-            with contextlib.suppress(FileNotFoundError):
-                self._file.with_name(self._file.name + suffix).replace(
-                    damaged.with_name(damaged.name + suffix)
-                )
+            _move(self._file.with_name(self._file.name + suffix), kept_as.with_name(kept_as.name + suffix))
         with self._lock:
-            lost = self._depth() - sum(not self._is_settled(message) for message in self._fresh)
-            self._unsaved += Counter(damaged=1, dropped=lost) + self._totals
-            fresh_ids = {message.id for message in self._fresh}
-            self._settled &= fresh_ids
-            self._refused = {id: it for id, it in self._refused.items() if id in fresh_ids}
-            self._n_on_disk = self._bytes_on_disk = 0
-            self._totals = Counter()
-        _log.error("outbox.damaged", kept_as=str(damaged), reason=first_line(error), messages=lost)
+            n_lost = self._backlog.lost()
+            self._ask_to_write()
+        _log.error("outbox.damaged", kept_as=str(kept_as), reason=first_line(error), messages=n_lost)
+
+
+def _move(file: Path, to: Path) -> None:
+    """Also if there is none: nothing is left at `to` that it did not replace."""
+    to.unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        file.replace(to)
