@@ -52,7 +52,7 @@ class Counts(Sink):
         if event.seq >= WARM_WINDOWS and event.seq % 100 == 0:
             gc.collect()
             self.rss_mb.append(resident_bytes() / 1e6)
-            assert n_fds() == self._n_fds
+            assert n_fds() <= self._n_fds
 
     def sound(self, event: SoundEvent) -> None:
         assert event.seq == self.said["sounds"]
@@ -128,6 +128,7 @@ def test_faults_leave_nothing_behind(tmp_path: Path, hours: int, capsys: pytest.
     time = VirtualTime(RATE_HZ)
     fake = FakeMicrophone(time, weather(time, seed=hours), keeps_world=False)
     stream = EventStream(taggers[0], sensor="lamp", monotonic=time.monotonic)
+    gc.collect()  # what tests before have left
     counts, n_threads = Counts(n_fds()), threading.active_count()
     listener = Listener(
         stream,

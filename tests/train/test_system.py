@@ -94,9 +94,12 @@ def test_branches_without_an_example_are_left_out(run: Path) -> None:
 def test_a_run_exports_to_a_bundle_that_says_the_same(
     data: Path, cache: Path, run: Path, prepared: TrainingData, tmp_path: Path
 ) -> None:
-    """fp32 nets equal torch's to 1e-4; int8 is near; the manifest states data, recipe and figures."""
+    """fp32 nets equal torch's to 1e-4; int8 is near; the manifest states data, recipe and figures.
+
+    Forced: on two recordings a rank that changes by rounding costs a figure more than int8 may.
+    """
     bundle = tmp_path / "bundle"
-    export_run(run, data, bundle, ("fp32", "int8"), ABOUT, cache=cache)
+    export_run(run, data, bundle, ("fp32", "int8"), ABOUT, cache=cache, force=True)
     fp32, int8 = Tagger.load(bundle, "fp32"), Tagger.load(bundle, "int8")
     logmel = prepared.train.logmel[:1].astype(np.float32)[None]
     street = prepared.train.labels[:2]
