@@ -123,8 +123,7 @@ class Outbox:
                     f"another edgetag has the outbox {self._file}: "
                     "every sensor needs a state directory of its own"
                 ) from None
-            if self._is_begun_anew(error):
-                self._attempt(self._open)
+            self._attempt(self._open)
         self._thread.start()
         return self
 
@@ -294,7 +293,7 @@ class Outbox:
             )
             with self._lock:
                 more = self._backlog.wrote(portion, rows.stock)
-            self._note_fault("")
+            self._note("")
 
     def _portion(self) -> Portion | None:
         with self._lock:
@@ -323,14 +322,18 @@ class Outbox:
     # -- the database, and what can happen to it -------------------------------------------------------------
 
     def _attempt(self, job: Callable[[], _T]) -> _T | None:
-        """Do it, in a new database if this one turns out to be damaged; None if that is not possible now."""
-        for _ in range(2):
+        """Do it, in a new database if this one is damaged; None if that is not possible now."""
+        try:
             try:
                 return job()
-            except (sqlite3.Error, OSError) as error:
-                if not self._is_begun_anew(error):
-                    break
-        return None
+            except sqlite3.Error as error:
+                if not is_damaged(error):
+                    raise
+                self._set_aside(error)
+                return job()
+        except (sqlite3.Error, OSError) as error:
+            self._note(str(error.strerror) if isinstance(error, OSError) else first_line(error))
+            return None
 
     def _open(self) -> Rows:
         """The database; opened, if it is not."""
@@ -345,28 +348,16 @@ class Outbox:
                 self._backlog.found(self._rows.stock)
         return self._rows
 
-    def _is_begun_anew(self, error: sqlite3.Error | OSError) -> bool:
-        """Whether the database was damaged, and is out of the way; everything else is hoped to pass."""
-        try:
-            if is_damaged(error):
-                self._set_aside(error)
-                return True
-        except OSError as fault:
-            error = fault
-        reason = str(error.strerror) if isinstance(error, OSError) else first_line(error)
-        self._note_fault(reason)
-        return False
-
-    def _note_fault(self, reason: str) -> None:
-        """Say it once, and when it is over."""
+    def _note(self, fault: str) -> None:
+        """Say it once, and when it is over ("")."""
         with self._lock:
-            before, self._fault = self._fault, reason
-            if reason:
-                self._backlog.failed()
+            before, self._fault = self._fault, fault
             depth = self._backlog.depth
-        if reason and reason != before:
-            _log.error("outbox.not_written", file=str(self._file), reason=reason)
-        elif before and not reason:
+            if fault:
+                self._backlog.failed()
+        if fault and fault != before:
+            _log.error("outbox.not_written", file=str(self._file), reason=fault)
+        elif before and not fault:
             _log.warning("outbox.written_again", messages=depth)
 
     def _set_aside(self, error: Exception) -> None:
@@ -384,7 +375,7 @@ class Outbox:
             _move(self._file.with_name(self._file.name + suffix), kept_as.with_name(kept_as.name + suffix))
         with self._lock:
             n_lost = self._backlog.lost()
-            self._ask_to_write()
+            self._tried_s = float("-inf")  # what is on its way is to be written soon
         _log.error("outbox.damaged", kept_as=str(kept_as), reason=first_line(error), messages=n_lost)
 
 

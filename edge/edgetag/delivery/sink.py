@@ -130,8 +130,9 @@ class Settled(NamedTuple):
 class Courier(Protocol):
     """Carries messages that are kept elsewhere until they are settled, over one connection.
 
-    `__enter__` connects and announces the sensor; `__exit__` says farewell. When a method has raised, the
-    courier is to be left and another one made; what it did not settle is forwarded again.
+    `__enter__` connects and announces the sensor; `__exit__` says farewell. When a method has raised, what
+    was settled before may still be asked for; then the courier is to be left and another one made, and what
+    is not settled is forwarded again.
     """
 
     def __enter__(self) -> Self: ...
