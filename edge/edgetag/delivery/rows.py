@@ -27,6 +27,7 @@ BEFORE_ALL = -(2**62)  # an id that no message has
 _VERSION = 1
 _SYNCHRONOUS = {"power_loss": "FULL", "process_crash": "NORMAL", "memory": "OFF"}
 # An event and a sound fit a page. Half of SQLite's usual size halves what is written for them.
+_LOOK_S = 1.0  # for somebody who just looks at the file, as `edgetag doctor` does
 _PAGE_BYTES = 2048
 _LOG_PAGES = 2048  # before they are written into the file itself
 
@@ -92,7 +93,10 @@ class Rows:
 
     def __init__(self, file: Path | None, durability: Durability, offset: int | None = None) -> None:
         self._connection = sqlite3.connect(
-            ":memory:" if file is None else file, timeout=0, isolation_level=None, check_same_thread=False
+            ":memory:" if file is None else file,
+            timeout=_LOOK_S,
+            isolation_level=None,
+            check_same_thread=False,
         )
         self._execute, self._executemany = self._connection.execute, self._connection.executemany
         try:
