@@ -137,7 +137,7 @@ def test_json_lines_are_every_message_of_every_sensor_as_it_was_published(broker
         for seq in range(20):
             one.deliver(tags_event(seq, sensor="lamp-1"))
             two.deliver(tags_event(seq, sensor="lamp-2"))
-        while one.unconfirmed():  # the broker has everything of lamp-1's: it is passed on before what comes now
+        while one.unconfirmed():  # what the broker has of lamp-1 is passed on before what comes now
             time.sleep(0.01)
         two.sound(sound_event(0, sensor="lamp-2"))
         lines = watch.until_json(lambda line: line["kind"] == "events")
