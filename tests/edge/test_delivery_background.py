@@ -451,7 +451,7 @@ def test_what_the_broker_refuses_is_counted_and_said_and_does_not_block_the_rest
         for seq in range(9):
             sink.deliver(tags_event(seq))
         eventually(lambda: is_delivered(sink))
-        assert sink.delivery().outbox == OutboxHealth(depth=0, bytes=0, refused=3)
+        assert sink.delivery().outbox == OutboxHealth(depth=0, bytes=0, refused=4)
     assert seqs(log) == list(range(9))
     assert [line["reason"] for line in of(logs, "delivery.refused")] == 3 * ["too large"]
 
@@ -929,6 +929,7 @@ def test_what_another_version_left_is_delivered_as_it_is_and_what_is_no_message_
         ("tags", b'{"schema":"edgetag.tags/9","boot":[1],"new":{"a":null}}'),
         ("events", b'{"schema":"edgetag.event/7", "seq":"x"}'),
         ("tags", b"\xff\x00 flipped bits"),
+        ("tags", b'{"schema":"edgetag\xff"}'),
         ("tags", b"[1]"),
         ("events", b'"text"'),
         ("tags", ours),
@@ -941,7 +942,7 @@ def test_what_another_version_left_is_delivered_as_it_is_and_what_is_no_message_
         published_by(broker.port, outbox=Outbox(tmp_path / FILE_NAME)) as sink,
     ):
         eventually(lambda: is_delivered(sink))
-        assert sink.delivery().outbox == OutboxHealth(depth=0, bytes=0, refused=3)
+        assert sink.delivery().outbox == OutboxHealth(depth=0, bytes=0, refused=4)
     arrived = [(it.kind, it.payload) for it in broker.published if it.kind in ("tags", "events")]
     assert arrived == [
         ("tags", b'{"schema":"edgetag.tags/9","boot":[1],"new":{"a":null},"late":true}'),

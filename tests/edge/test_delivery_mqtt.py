@@ -539,7 +539,7 @@ def test_a_side_message_that_is_too_large_is_left_out_and_told() -> None:
     ]
 
 
-@pytest.mark.parametrize("payload", [b"", b"{", b"[]", b"{}", b'{"schema":1}', b"\xff"])
+@pytest.mark.parametrize("payload", [b"", b"{", b"[]", b"{}", b'{"schema":1}', b"\xff", b'{"schema":"\xff"}'])
 def test_what_is_no_message_is_refused_here(payload: bytes) -> None:
     """A broken disk must not hold up the queue."""
     with FakeBroker() as broker, courier(broker.port) as sink:

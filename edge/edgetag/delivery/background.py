@@ -397,6 +397,6 @@ def _stamped(queued: Queued) -> bytes:
         return queued.payload
     try:
         event = msgspec.json.decode(queued.payload, type=dict[str, Any])
-    except msgspec.DecodeError:  # a bad disk; the courier will say so, too
+    except ValueError:  # of msgspec, or in its strings: a bad disk; the courier will say so, too
         return queued.payload
     return msgspec.json.encode(event | {"late": True})

@@ -291,7 +291,7 @@ class MqttPublisher(Sink):
         """
         try:
             schema = msgspec.json.decode(payload, type=_AnyMessage).schema
-        except msgspec.DecodeError as error:
+        except ValueError as error:  # of msgspec, or in its strings
             self._settled.append(Settled(id, f"a message on {kind} names no schema: {error}"))
             return
         packet = _Packet(kind, payload, schema, id=id)
