@@ -8,17 +8,17 @@ Every child is another boot. What it said is in a file: it outlives whoever is k
 """
 
 import argparse
+import faulthandler
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import msgspec
 
@@ -33,6 +33,7 @@ from fakes import bundle_info, sensor_health, sensor_status, sound_event, tags_e
 WAIT_S = 60  # for what must happen, on a machine that does other things, too
 FLUSH_S = 2.0
 WINDOWS_PER_SOUND = 4
+DUMP = signal.SIGUSR1  # who gets this says what each thread is at, and ends
 _REPORT_S = 0.5
 _POLL_S = 0.02
 
@@ -41,15 +42,14 @@ _POLL_S = 0.02
 
 
 def main() -> None:
-    """Feeds `n` windows and stays until SIGTERM, as a daemon would."""
+    """Feeds `n` windows and stays until SIGTERM, as a daemon would; or until its parent is gone."""
     parser = argparse.ArgumentParser()
     parser.add_argument("config", type=Path)
     parser.add_argument("--n", type=int, required=True)
     parser.add_argument("--rate", type=float, required=True)
     parser.add_argument("--padding", type=int, required=True)
     options = parser.parse_args()
-    stopping = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stopping.set())
+    faulthandler.register(DUMP, all_threads=True, chain=True)
     settings = read_settings(options.config)
     configure()
     address, sensor, boot = broker_of(settings), settings.sensor.id, new_boot_id()
@@ -66,7 +66,8 @@ def main() -> None:
     )
     with sink:
         child = _Child(sink, sensor, boot, padding="x" * options.padding)
-        child.feed(options.n, options.rate, stopping)
+        signal.signal(signal.SIGTERM, child.leave)
+        child.feed(options.n, options.rate)
     child.say("health", msgspec.json.encode(sink.delivery()).decode())
 
 
@@ -75,23 +76,32 @@ class _Child:
         self._sink = sink
         self._who = {"sensor": sensor, "boot": boot}
         self._padding = padding
+        self._parent = os.getppid()
+        self._is_leaving = False  # no event: to set one while it is waited for locks itself out
         self._n_sounds = 0
         self._said_trouble: tuple[str, str] | None = None
         self._report_due_s = 0.0
 
-    def feed(self, n: int, rate_hz: float, stopping: threading.Event) -> None:
+    def feed(self, n: int, rate_hz: float) -> None:
         due_s = time.monotonic()
         for seq in range(n):
-            if stopping.wait(max(0.0, due_s - time.monotonic())):
+            time.sleep(max(0.0, due_s - time.monotonic()))
+            if self._is_leaving:
                 return
             due_s += 1 / rate_hz
             self._hear(seq)
             self._look()
-        while not stopping.wait(_POLL_S):
+        while not self._is_leaving and os.getppid() == self._parent:
+            time.sleep(_POLL_S)
             self._look()
 
+    def leave(self, *_: object) -> None:
+        """For a signal."""
+        self._is_leaving = True
+
     def say(self, *words: object) -> None:
-        print(*words, sep="\t", flush=True)  # noqa: T201 - to its parent
+        """In one write: SIGKILL leaves whole lines."""
+        os.write(sys.stdout.fileno(), ("\t".join(map(str, words)) + "\n").encode())
 
     def _hear(self, seq: int) -> None:
         padding = {"source": self._padding} if self._padding else {}
@@ -163,6 +173,7 @@ class Feeder:
         self.handed: list[Handed] = []
         self.troubles: list[tuple[str, str]] = []
         self.health: DeliveryHealth | None = None
+        self._rate_hz = rate_hz
         self._said, self._log = folder / "said", folder / "log"
         self._said.touch()
         self._rest = self._said.open("rb")
@@ -207,7 +218,12 @@ class Feeder:
         assert self._process is not None
         asked_s = time.monotonic()
         self._process.terminate()
-        assert self._process.wait(WAIT_S) == 0, self.log()
+        try:
+            assert self._process.wait(WAIT_S) == 0, self.log()
+        except subprocess.TimeoutExpired:
+            self._process.send_signal(DUMP)
+            self._process.wait(WAIT_S)
+            raise AssertionError(f"it does not end: {self.log()}") from None
         took_s = time.monotonic() - asked_s
         self._process = None
         self.listen()
@@ -225,14 +241,16 @@ class Feeder:
 
     def wait_for_windows(self, n: int) -> None:
         """Returns when so many were handed over, in all boots."""
-        self.wait_until(lambda: self.n_windows >= n)
+        within_s = WAIT_S + 2 * max(0, n - self.n_windows) / self._rate_hz
+        self.wait_until(lambda: self.n_windows >= n, within_s)
 
     def wait_for_trouble(self, words: str) -> None:
         """Returns when it says so, of its delivery or of the broker."""
         self.wait_until(lambda: any(words in said for said in self.troubles[-1:] for said in said))
 
-    def wait_until(self, done: Any) -> None:
-        deadline_s = time.monotonic() + WAIT_S
+    def wait_until(self, done: Callable[[], bool], within_s: float = WAIT_S) -> None:
+        """Take in what it says until `done()`; it must not end before."""
+        deadline_s = time.monotonic() + within_s
         while not done():
             assert self._process is None or self._process.poll() is None, self.log()
             assert time.monotonic() < deadline_s, f"{self.troubles[-3:]}, {self.health}, {self.log()}"
@@ -254,7 +272,7 @@ class Feeder:
         return self._log.read_text()
 
     def _lines(self) -> Iterator[list[str]]:
-        """The whole ones: who was killed may have said half a line."""
+        """The whole ones."""
         while line := self._rest.readline():
             if not line.endswith(b"\n"):
                 self._rest.seek(-len(line), os.SEEK_CUR)

@@ -43,8 +43,6 @@ class Subscriber:
         address = ["-h", host, "-p", str(port)]
         self._command = [*under, "mosquitto_sub", *address, *lasting, *who, "-t", "sonyc/v1/#", "-F", _FORM]
         self._file = folder / "heard"
-        self._file.touch()
-        self._rest = self._file.open("rb")
         self._process: subprocess.Popen[bytes] | None = None
         self.came: dict[str, list[Message]] = {"tags": [], "events": []}
         self.late: list[Message] = []
@@ -58,6 +56,7 @@ class Subscriber:
             time.sleep(_POLL_S)
 
     def __enter__(self) -> Self:
+        self._rest = self._file.open("xb+")
         with self._file.open("ab") as file:
             self._process = subprocess.Popen(self._command, stdout=file, stderr=subprocess.DEVNULL)
         return self
