@@ -3,6 +3,7 @@
 Exit codes: 0 done · 1 internal error · 2 usage or input · 3 bundle · 4 network · 5 output · 130 interrupted.
 """
 
+import dataclasses
 import logging
 import os
 import socket
@@ -119,7 +120,12 @@ def replay(
         Format | None, typer.Option("--format", help="What to print; json if nothing is published.")
     ] = None,
     mqtt: Annotated[
-        str | None, typer.Option("--mqtt", help="Publish to a broker: mqtt://[user:password@]host[:port]")
+        str | None,
+        typer.Option(
+            "--mqtt",
+            help="Publish to a broker: mqtt://[user:password@]host[:port], or mqtts://, ws://, wss://; "
+            "certificates as configured.",
+        ),
     ] = None,
     realtime: Annotated[
         bool, typer.Option("--realtime", help="As fast as it was heard, not faster.")
@@ -292,6 +298,7 @@ def _sink(
     if mqtt is not None:
         from edgetag.delivery.address import parse_url
         from edgetag.delivery.mqtt import MqttPublisher
+        from edgetag.publishing import connecting
 
         sinks.append(
             MqttPublisher(
@@ -300,6 +307,8 @@ def _sink(
                 info=loaded.tagger.info(hop_s),
                 boot_id=stream.boot,
                 prefix=prefix,
+                # A replay that ends is gone: there is nothing to come back to.
+                how=dataclasses.replace(connecting(loaded.settings), session_expiry_s=0),
             )
         )
     if format is not None or mqtt is None:

@@ -674,6 +674,23 @@ def test_a_replayed_recording_reaches_a_subscriber_whole(
     assert {kind for kind, *_ in broker.retained(2)} == {"status", "info"}
 
 
+def test_a_replay_trusts_whom_the_configuration_trusts(
+    tmp_path: Path, bundle: Path, street: Path, authority: Authority
+) -> None:
+    with secured(tmp_path, authority.issue("broker")) as (broker, address):
+        broker.subscribe("reader")
+        config = tmp_path / "edgetag.yaml"
+        config.write_text(f"mqtt: {{url: '{address}', ca_file: '{authority.ca_file}'}}\n")
+        command = replay_command(broker, bundle, "--mqtt", str(address), str(street))
+        refused = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (refused.returncode, refused.stderr.count("\n")) == (4, 1)
+        done = subprocess.run(
+            [*command, "--config", str(config)], capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert seqs(broker.take_until("reader", "ended")) == list(range(5))
+
+
 def test_a_replay_that_is_killed_leaves_its_last_will(broker: Mosquitto, bundle: Path, street: Path) -> None:
     """SIGKILL in the middle of `--realtime`: the broker says so in its place."""
     broker.subscribe("reader")
