@@ -16,7 +16,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -54,14 +53,15 @@ WAIT_S = 600.0
 def feed(port: int, folder: Path, names: list[str], hop_s: float) -> None:
     """Runs sensors until SIGTERM; then prints how many windows each had, as JSON."""
     configure(logging.ERROR)
-    stopping = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stopping.set())
+    stopping: list[int] = []  # an Event's lock may be held by whom the signal interrupts
+    signal.signal(signal.SIGTERM, lambda number, _frame: stopping.append(number))
     with ExitStack() as stack:
         sensors = [Sensor(name, stack.enter_context(_publisher(port, folder, name))) for name in names]
         due_s = time.monotonic()
-        while not stopping.is_set():
+        while not stopping:
             for k, sensor in enumerate(sensors):  # evenly over the hop
-                if stopping.wait(max(0.0, due_s + k * hop_s / len(sensors) - time.monotonic())):
+                time.sleep(max(0.0, due_s + k * hop_s / len(sensors) - time.monotonic()))
+                if stopping:
                     break
                 sensor.hear()
             due_s += hop_s
