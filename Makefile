@@ -23,7 +23,7 @@ test: $(VENV)/test.stamp system-packages lint
 test-system: emulators $(VENV)/test.stamp
 	$(BIN)/pytest -q -s -m system tests/system
 
-# A week of audio with thousands of faults, in virtual time: about an hour.
+# A week of audio with thousands of faults in virtual time, and days of a broker that dies: about an hour.
 soak: $(VENV)/test.stamp
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -s -m soak tests/system
 
