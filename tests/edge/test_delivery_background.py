@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from edgetag.contract.errors import InputError, NetworkError
 from edgetag.contract.event import DeliveryHealth, Health, Info, OutboxHealth, SoundEvent, Status, TagsEvent
 from edgetag.delivery.address import BrokerAddress
-from edgetag.delivery.background import HANGS_UP, RIVALRY, Background
+from edgetag.delivery.background import HANGS_UP, REFUSED, RIVALRY, Background
 from edgetag.delivery.connection import LostError, TakenOverError
 from edgetag.delivery.mqtt import MqttPublisher
 from edgetag.delivery.outbox import FILE_NAME, HANGS, Outbox, Queued
@@ -451,7 +451,8 @@ def test_what_the_broker_refuses_is_counted_and_said_and_does_not_block_the_rest
         for seq in range(9):
             sink.deliver(tags_event(seq))
         eventually(lambda: is_delivered(sink))
-        assert sink.delivery().outbox == OutboxHealth(depth=0, bytes=0, refused=4)
+        assert sink.delivery().outbox == OutboxHealth(depth=0, bytes=0, refused=3)
+        assert sink.trouble() == REFUSED
     assert seqs(log) == list(range(9))
     assert [line["reason"] for line in of(logs, "delivery.refused")] == 3 * ["too large"]
 
@@ -641,6 +642,25 @@ def test_an_id_that_another_client_uses_is_trouble_from_the_third_time_in_an_hou
             assert sink.trouble() == trouble
         clock_s[0] = 3600.0 + 50.0 + 1.0
         assert sink.trouble() == "", "the last two of four"
+
+
+def test_a_broker_that_says_why_it_ends_a_connection_is_no_rival() -> None:
+    """One that is shut down for an update, three times in a row, for example."""
+    n_left = [4]
+
+    def shut_down(n: int) -> Exception | None:
+        if not n_left[0]:
+            return None
+        n_left[0] -= 1
+        error = LostError("server shutting down")
+        error.is_told = True
+        return error
+
+    with background(lambda *_: FakeCourier([], shut_down)) as sink:
+        sink.deliver(tags_event(0))
+        eventually(lambda: is_delivered(sink))
+        assert sink.delivery().connects == 5
+        assert sink.trouble() == ""
 
 
 # -- leaving ---------------------------------------------------------------------------------------------

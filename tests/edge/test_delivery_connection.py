@@ -135,6 +135,19 @@ def test_an_unknown_host(host: str) -> None:
     )
 
 
+def test_a_slow_name_server_costs_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its time is not the broker's: a first name server that is dead costs five seconds every time."""
+    resolve = socket.getaddrinfo
+
+    def slowly(*arguments: object, **options: object) -> object:
+        time.sleep(1.5 * IMPATIENT.timeout_s)
+        return resolve(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket, "getaddrinfo", slowly)
+    with FakeBroker() as broker, connected(at(broker.port)) as client:
+        assert client.is_mqtt5
+
+
 def test_an_error_of_the_network_is_told_in_the_system_s_words() -> None:
     error = reason_of(BrokerAddress("broker"), OSError(errno.EHOSTUNREACH, "No route to host"))
     assert str(error) == "cannot reach mqtt://broker:1883: No route to host"

@@ -4,12 +4,14 @@ A real broker (amqtt, in this process) for what brokers do; `FakeBroker` for wha
 """
 
 import contextlib
+import gc
 import socket
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
@@ -460,6 +462,47 @@ def test_mosquitto_s_own_code_for_too_large_a_message_is_a_refusal_too() -> None
         found = settled(sink, 3)
     assert [bool(one.refusal) for one in found] == [False, True, False]
     assert "Packet too large" in found[1].refusal
+
+
+def test_rights_that_are_taken_away_cost_no_message() -> None:
+    """Somebody changed the broker's rules: what was accepted until now is not refused message by message."""
+
+    def on_publish(message: Published) -> bytes:
+        return reject(message, 0x87) if message.seq == 1 else acknowledge(message)
+
+    with (
+        FakeBroker(on_publish=on_publish) as broker,
+        contextlib.suppress(NetworkError),
+        courier(broker.port) as sink,
+    ):
+        for id in range(2):
+            sink.forward(id, "tags", encode(tags_event(id)))
+        assert settled(sink, 1) == [Settled(0)]
+        assert "Not authorized" in str(trouble(sink))
+
+
+def test_a_lost_connection_leaves_no_descriptor_behind() -> None:
+    """Not even until a collection of garbage, for which a sensor has no occasion."""
+
+    def lose_one() -> None:
+        with (
+            FakeBroker(on_publish=lambda m: HANG_UP if m.kind == "tags" else acknowledge(m)) as broker,
+            contextlib.suppress(NetworkError),
+            courier(broker.port) as sink,
+        ):
+            sink.forward(0, "tags", encode(tags_event(0)))
+            trouble(sink)
+
+    lose_one()
+    gc.collect()
+    gc.disable()
+    try:
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        for _ in range(10):
+            lose_one()
+        assert len(list(Path("/proc/self/fd").iterdir())) <= before
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(("code", "reason"), [(0x97, "Quota exceeded"), (0x91, "Packet identifier in use")])

@@ -30,6 +30,7 @@ from edgetag.delivery.sink import Courier, Settled, Sink
 
 LATE_S = 10.0
 RIVALRY = "the broker ends the connection again and again: has another client this sensor's id?"
+REFUSED = "the broker refused messages in the last hour"
 HANGS_UP = "the broker hangs up on it"
 
 _FIRST_DELAY_S = 1.0
@@ -127,6 +128,7 @@ class Background(Sink):
         self._error, self._last_error = "", ""  # why there is no connection now, and was none before
         self._connects_s: deque[float] = deque()  # of the last hour, as the next
         self._rivals_s: deque[float] = deque()
+        self._refused_s: deque[float] = deque()
         self._n_connects = 0
         self._deadline_s = float("inf")  # of flushing
 
@@ -192,7 +194,8 @@ class Background(Sink):
         if fault := self._outbox.fault:
             return f"the outbox cannot be written ({fault}): messages are kept in memory"
         with self._changed:
-            return RIVALRY if self._has_rival() else ""
+            refusals = _of_last_hour(self._refused_s, self._monotonic())
+            return RIVALRY if self._has_rival() else REFUSED if refusals else ""
 
     @property
     def connected(self) -> bool:
@@ -249,6 +252,7 @@ class Background(Sink):
                     self._serve(courier)
             except Exception as error:  # a fault of ours must not end delivery for good
                 self._note_failure(error, lasted_s=self._monotonic() - entered_s)
+                error.with_traceback(None)  # its frames have the courier, which may have the error
                 if is_last:
                     return
                 self._wait(self._delay_s())
@@ -305,7 +309,7 @@ class Background(Sink):
             self._in_flight.pop(settled.id, None)
             self._has_settled, self._suspect = True, _Suspect()
             if settled.refusal:
-                _log.error("delivery.refused", reason=settled.refusal)
+                self._note_refusal(settled.refusal)
 
     def _pop(self) -> Queued | _Latest | None:
         """The first in order: a state is said before the messages that came after it."""
@@ -355,9 +359,7 @@ class Background(Sink):
         with self._changed:
             is_news = reason != self._error
             self._connected, self._error, self._last_error = False, reason, reason
-            if isinstance(error, TakenOverError) or (
-                isinstance(error, LostError) and 0 <= lasted_s < _STABLE_S
-            ):
+            if _is_like_a_rival(error, lasted_s):
                 self._rivals_s.append(self._monotonic())
             has_rival = self._has_rival()
         self._n_failures = 1 if lasted_s >= _STABLE_S and not has_rival else self._n_failures + 1
@@ -373,14 +375,26 @@ class Background(Sink):
         if self._monotonic() - forwarded_s < _HANG_UP_S:
             self._suspect.hung_up_on(id)
         if self._suspect.is_convicted:
-            _log.error("delivery.refused", reason=HANGS_UP)
+            self._note_refusal(HANGS_UP)
             self._outbox.settle(Settled(id, HANGS_UP))
             self._suspect = _Suspect()
+
+    def _note_refusal(self, reason: str) -> None:
+        _log.error("delivery.refused", reason=reason)
+        with self._changed:
+            self._refused_s.append(self._monotonic())
 
     def _delay_s(self) -> float:
         """Doubled with every failure; a random part keeps a street of sensors from calling all at once."""
         delay_s = min(_FIRST_DELAY_S * 2.0 ** min(self._n_failures - 1, 30), _MAX_DELAY_S)
         return delay_s * (1 + self._uniform()) / 2
+
+
+def _is_like_a_rival(error: Exception, lasted_s: float) -> bool:
+    """Whether a connection ended as one does where another client comes with our id."""
+    if isinstance(error, LostError):
+        return not error.is_told and 0 <= lasted_s < _STABLE_S
+    return isinstance(error, TakenOverError)
 
 
 def _of_last_hour(times_s: deque[float], now_s: float) -> deque[float]:

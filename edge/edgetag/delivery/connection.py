@@ -31,7 +31,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from edgetag.contract.errors import InputError, NetworkError, first_line
 from edgetag.delivery.address import BrokerAddress
 
-_MQTT5_PATIENCE_S = 2
+_MQTT5_PATIENCE_S = 5  # a slow link is no broker that is struck dumb
 _MAX_HEADER_BYTES = 5 + 2 + 2  # type and length of a packet, length of its topic, its message id
 _MAX_RECEIVED_BYTES = 1 << 20  # of a packet; a broker must keep larger ones to itself
 
@@ -54,11 +54,20 @@ class TakenOverError(NetworkError):
 
 
 class LostError(NetworkError):
-    """The connection ended, though nobody wanted it to; not for a broker that is merely silent."""
+    """The connection ended, though nobody wanted it to; not for a broker that is merely silent.
+
+    `is_told`: the broker said why.
+    """
+
+    is_told = False
 
 
 class _NotUnderstoodError(NetworkError):
     """No CONNACK, or one that says the protocol is unknown: worth another try with an older one."""
+
+
+class _SilentError(_NotUnderstoodError):
+    """No CONNACK in time."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +92,7 @@ class Connecting:
 
     version: of MQTT; auto is 5, and 3.1.1 where the broker does not speak it.
     session_expiry_s: how long it remembers us; 0 begins afresh and ends with the connection. MQTT 5 only.
-    timeout_s: from the first attempt to the broker's answer, name resolution aside.
+    timeout_s: for each step: a connection to the host, and the broker's answer.
     """
 
     version: Literal["auto", "5", "3.1.1"] = "auto"
@@ -127,13 +136,12 @@ def connect(
         NetworkError: there is no broker, no answer, or no trust.
     """
     context = tls_context(how.tls) if address.is_tls else None
-    deadline_s = time.monotonic() + how.timeout_s
 
     def attempt(protocol: MQTTProtocolVersion, patience_s: float) -> tuple[BrokerClient, Limits]:
         client = BrokerClient(address, client_id, how, protocol, context)
-        client.connect_timeout = max(deadline_s - time.monotonic(), 0.001)
+        client.connect_timeout = how.timeout_s
         prepare(client)
-        return client, client.begin(min(deadline_s, time.monotonic() + patience_s))
+        return client, client.begin(patience_s)
 
     if how.version == "3.1.1":
         return attempt(MQTTProtocolVersion.MQTTv311, how.timeout_s)
@@ -141,8 +149,9 @@ def connect(
         return attempt(MQTTProtocolVersion.MQTTv5, how.timeout_s)
     try:
         return attempt(MQTTProtocolVersion.MQTTv5, min(_MQTT5_PATIENCE_S, how.timeout_s / 2))
-    except _NotUnderstoodError:
-        _log.info("mqtt.fallback", broker=str(address), version="3.1.1")
+    except _NotUnderstoodError as error:
+        log = _log.warning if isinstance(error, _SilentError) else _log.info
+        log("mqtt.fallback", broker=str(address), version="3.1.1", reason=str(error))
         return attempt(MQTTProtocolVersion.MQTTv311, how.timeout_s)
 
 
@@ -190,20 +199,18 @@ class BrokerClient(Client):
     def is_mqtt5(self) -> bool:
         return self.protocol == MQTTProtocolVersion.MQTTv5
 
-    def begin(self, deadline_s: float | None = None) -> Limits:
-        """Connect, and wait for the broker's answer until `deadline_s` of the monotonic clock.
+    def begin(self, patience_s: float | None = None) -> Limits:
+        """Connect, and wait for the broker's answer for so long, or as long as for anything else.
 
         Raises:
             NetworkError: as `connect`.
         """
-        if deadline_s is None:
-            deadline_s = time.monotonic() + self._how.timeout_s
         self._heard.answer = self._heard.loss = None
         with contextlib.ExitStack() as failed:
             failed.callback(self._close)
             try:
                 self._call()
-                limits = self._hear(deadline_s)
+                limits = self._hear(self._how.timeout_s if patience_s is None else patience_s)
             except NetworkError:
                 raise
             except Exception as error:  # a socket's, or paho's that reads what was never meant for it
@@ -251,8 +258,9 @@ class BrokerClient(Client):
         is_clean = self._how.session_expiry_s == 0
         self.connect(host, port, keepalive_s, clean_start=is_clean, properties=asked)
 
-    def _hear(self, deadline_s: float) -> Limits:
+    def _hear(self, patience_s: float) -> Limits:
         """The broker's first word; read in this thread, for paho's own would retry a refusal."""
+        deadline_s = time.monotonic() + patience_s
         while self._heard.answer is None:
             sock, left_s = self.socket(), deadline_s - time.monotonic()
             if sock is None:
@@ -264,7 +272,7 @@ class BrokerClient(Client):
             if readable:
                 self.loop_read()
             if left_s <= 0:
-                raise _NotUnderstoodError(_no_answer(self._address, self._how.timeout_s))
+                raise _SilentError(_no_answer(self._address, patience_s))
         reason, properties = self._heard.answer
         if reason.is_failure:
             raise self._refused(reason, properties)
@@ -315,7 +323,9 @@ class BrokerClient(Client):
                 " every client needs an id of its own"
             )
         if is_told:
-            raise self._lost(_said(reason, properties).lower())
+            lost = self._lost(_said(reason, properties).lower())
+            lost.is_told = True
+            raise lost
         raise self._lost(_LOSSES.get(str(reason), str(reason).lower()))
 
     def _lost(self, why: str) -> LostError:
@@ -328,6 +338,8 @@ class BrokerClient(Client):
     def _close(self) -> None:
         for sock in self._sockets():
             sock.close()
+        if self._context is not None:  # a socket knows its context: together they would stay for long
+            self._context.last = self._context.trouble = None
 
     def _create_socket_connection(self) -> socket.socket:
         """paho's own, remembered: paho forgets to close it when a WebSocket's handshake fails."""

@@ -139,8 +139,7 @@ class MqttPublisher(Sink):
             with the reasons "connected" and "reconnected", if absent.
         farewell: the reason of the last status.
         reconnect: or else a lost connection is an error of the next call, and the caller's to repair.
-        connect_timeout_s: from the first attempt to the broker's answer, name resolution aside;
-            `how.timeout_s` if absent.
+        connect_timeout_s: instead of `how.timeout_s`.
         ack_timeout_s: longest wait without any acknowledgement.
         max_in_flight: most unacknowledged events before `deliver` waits; fewer if the broker asks.
         how: to connect.
@@ -201,6 +200,7 @@ class MqttPublisher(Sink):
         self._connected = False
         self._announce_again = False  # on a reconnect
         self._error: NetworkError | None = None
+        self._has_accepted = False  # a forwarded message, over this connection
         self._last_loss = ""
         # Shared with the network thread:
         self._notices: queue.SimpleQueue[_Notice] = queue.SimpleQueue()
@@ -474,10 +474,13 @@ class MqttPublisher(Sink):
         refusal = ""
         if reason.is_failure:
             refusal = f"{self._address} did not accept {sent.kind} on {self._topic}: {reason}"
-            if sent.id is None or str(reason) in _TRANSIENT:
+            # Who could publish until now is not to blame for each message.
+            is_revoked = self._has_accepted and str(reason) == "Not authorized"
+            if sent.id is None or is_revoked or str(reason) in _TRANSIENT:
                 raise self._failure(NetworkError(refusal))
         if sent.id is not None:
             self._settled.append(Settled(sent.id, refusal))
+            self._has_accepted |= not refusal
         self._progress_s = time.monotonic()
         return True
 
@@ -485,7 +488,9 @@ class MqttPublisher(Sink):
         self._last_loss = str(loss)
         self._connected = False
         if not self._reconnect:
-            raise self._failure(LostError(f"{loss}: {self._unacknowledged()}"))
+            lost = LostError(f"{loss}: {self._unacknowledged()}")
+            lost.is_told = loss.is_told
+            raise self._failure(lost)
 
     def _check(self) -> None:
         """What has gone wrong here will not get better by asking again."""
@@ -522,7 +527,7 @@ class MqttPublisher(Sink):
                 client.attend()
                 return
             except NetworkError as error:
-                self._notices.put(error)
+                self._notices.put(_bare(error))
                 if not (self._reconnect and isinstance(error, LostError)):
                     return
                 _log.warning("mqtt.lost", broker=str(self._address), reason=str(error))
@@ -585,6 +590,12 @@ class MqttPublisher(Sink):
 
     def _on_message(self, _client: Client, _userdata: object, message: MQTTMessage) -> None:
         self._heard.append((message.topic, bytes(message.payload)))
+
+
+def _bare(error: NetworkError) -> NetworkError:
+    """Without the frames it came through, which would keep the client and its sockets for long."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
 
 
 def _packet(kind: str, message: _Message, *, retain: bool = False) -> _Packet:

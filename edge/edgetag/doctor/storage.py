@@ -14,6 +14,7 @@ from edgetag.delivery.outbox import FILE_NAME
 from edgetag.doctor.finding import Case, Finding, failed
 
 _TRIAL_BYTES = 65_536
+_BYTES_ON_DISK = 2  # of a byte of a message, in SQLite's pages
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -32,8 +33,11 @@ def outbox(case: Case) -> Finding:
     except sqlite3.Error as error:
         return _not_whole(file, error)
     found = f"{case.state}: {_user()} can write, {n_free_bytes / 1e6:,.0f} MB are free; {found}"
-    if n_free_bytes + n_bytes < settings.max_bytes:
-        remedy = f"make room, or lower outbox.max_bytes, which is {settings.max_bytes / 1e6:,.0f} MB"
+    if n_free_bytes + n_bytes < _BYTES_ON_DISK * settings.max_bytes:
+        remedy = (
+            f"make room, or lower outbox.max_bytes, which is {settings.max_bytes / 1e6:,.0f} MB "
+            "and takes twice that on the disk"
+        )
         return Finding("warning", f"{found}; there is no room for a full one", remedy)
     return Finding("ok", found)
 
