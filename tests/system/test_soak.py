@@ -143,7 +143,8 @@ def test_faults_leave_nothing_behind(tmp_path: Path, hours: int, capsys: pytest.
 
     assert counts.health is not None
     audio, said, passed_s = counts.health.audio, counts.said, time.monotonic()
-    assert audio.heard_s == pytest.approx(fake.n_read / RATE_HZ, abs=1e-3)
+    # A stall on a stall may be longer than the ring; what it had no room for is among the lost.
+    assert -1e-3 < fake.n_read / RATE_HZ - audio.heard_s < 1e-5 * passed_s + 1e-3
     assert audio.heard_s + audio.lost_s == pytest.approx(passed_s, abs=0.11)  # a block
     assert fake.n_dropped / RATE_HZ <= audio.lost_s
     assert counts.open_sounds == set()
