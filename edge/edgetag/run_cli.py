@@ -63,7 +63,11 @@ def run(
     ] = None,
     hop: Annotated[
         float | None,
-        typer.Option("--hop", help="Seconds from one window's start to the next; 5, if absent."),
+        typer.Option(
+            "--hop",
+            help="Seconds from one window's start to the next; if absent, as configured, or what suits the "
+            "bundle: 5 or 4.8.",
+        ),
     ] = None,
     bundle: Annotated[
         Path | None,
