@@ -130,7 +130,7 @@ def background(make: Callable[[Status, Info], Courier], **options: Any) -> Backg
 
 
 def is_delivered(sink: Background) -> bool:
-    return sink.unconfirmed() == 0
+    return sink.delivery().outbox.depth == 0
 
 
 def seqs(log: list[Any]) -> list[int]:
@@ -338,7 +338,7 @@ def test_what_an_earlier_process_left_is_delivered_first_and_late(tmp_path: Path
     assert (line["messages"], line["reason"]) == (3, "nobody there")
     outbox = Outbox(tmp_path / FILE_NAME)
     with background(lambda *_: FakeCourier(log), outbox=outbox, status=None) as sink:
-        assert sink.unconfirmed() == 3
+        assert sink.delivery().outbox.depth == 3
         sink.deliver(tags_event(3))
         sink.state(sensor_status())
         eventually(lambda: is_delivered(sink))
@@ -786,7 +786,7 @@ def test_a_slow_courier_is_left_properly_when_the_time_to_flush_is_over() -> Non
         eventually(lambda: seqs(log) != [])
     assert log[-1] == "left"
     assert 0 < len(seqs(log)) < 200
-    assert sink.unconfirmed() >= 200 - len(seqs(log))
+    assert sink.delivery().outbox.depth >= 200 - len(seqs(log))
 
 
 # -- with a publisher and a broker that misbehaves ----------------------------------------------------
@@ -1018,7 +1018,7 @@ def test_a_flood_is_taken_while_nobody_is_there() -> None:
         for seq in range(5_000):
             sink.deliver(tags_event(seq))
         assert time.monotonic() - began_s < WAIT_S
-        assert sink.unconfirmed() == 5_000
+        assert sink.delivery().outbox.depth == 5_000
 
 
 def test_no_thread_and_no_connection_outlives_it() -> None:

@@ -178,10 +178,6 @@ class Background(Sink):
         if self.connected:
             self._say(health)
 
-    def unconfirmed(self) -> int:
-        """How many events and sounds are not known to have arrived."""
-        return self._outbox.depth
-
     def delivery(self) -> DeliveryHealth:
         """How often the broker was reached, why it was not, and what waits for it."""
         with self._changed:

@@ -99,15 +99,6 @@ class _Packet:
     id: int | None = None
 
 
-@dataclass(frozen=True)
-class _Sent:
-    """A message that is not acknowledged; `n_before` events were published before it."""
-
-    kind: str
-    id: int | None
-    n_before: int
-
-
 class _AnyMessage(msgspec.Struct):
     """What every message says of itself."""
 
@@ -192,10 +183,9 @@ class MqttPublisher(Sink):
         self._client: BrokerClient | None = None
         self._thread: threading.Thread | None = None
         self._limits = Limits()
-        self._in_flight: dict[int, _Sent] = {}  # by message id, in the order they were sent
+        self._in_flight: dict[int, _Packet] = {}  # by message id, in the order they were sent
         self._settled: list[Settled] = []  # that nobody has asked for
         self._owed: list[_Packet] = []  # the announcement, as far as it is not sent
-        self._n_events = 0
         self._progress_s = 0.0  # when something was last acknowledged, or sent with nothing in flight
         self._connected = False
         self._announce_again = False  # on a reconnect
@@ -270,16 +260,6 @@ class MqttPublisher(Sink):
         """Publish once, unacknowledged; not at all while there is no connection."""
         packet = _packet("health", health)
         self._say(f"{self._topic}/health", packet.payload, self._properties(packet), retain=False)
-
-    def unconfirmed(self) -> int:
-        """How many of the latest events may not have arrived: all from the first unacknowledged one on.
-
-        Raises:
-            NetworkError: as `deliver`.
-        """
-        self._look()
-        in_flight = (sent.n_before for sent in self._in_flight.values() if sent.kind in _EVENTS)
-        return self._n_events - next(in_flight, self._n_events)
 
     # -- as a courier ------------------------------------------------------------------------------
 
@@ -381,8 +361,7 @@ class MqttPublisher(Sink):
             self._progress_s = time.monotonic()
         topic, properties = f"{self._topic}/{packet.kind}", self._properties(packet)
         message = self._the_client.publish(topic, packet.payload, _QOS, packet.retain, properties)
-        self._in_flight[message.mid] = _Sent(packet.kind, packet.id, self._n_events)
-        self._n_events += packet.kind in _EVENTS
+        self._in_flight[message.mid] = packet
 
     def _say(self, topic: str, payload: bytes, properties: Properties | None, *, retain: bool) -> None:
         if not self._connected:
@@ -468,7 +447,7 @@ class MqttPublisher(Sink):
                 raise self._failure(notice)
         return False
 
-    def _heed_acknowledgement(self, sent: _Sent | None, reason: ReasonCode) -> bool:
+    def _heed_acknowledgement(self, sent: _Packet | None, reason: ReasonCode) -> bool:
         if sent is None:  # what was only said
             return False
         refusal = ""

@@ -46,10 +46,6 @@ class Sink(Protocol):
         """How the sensor is; may be dropped."""
         return None  # noqa: RET501
 
-    def unconfirmed(self) -> int:
-        """How many of the latest events and sounds are handed over, but not known to have arrived."""
-        return 0
-
     def trouble(self) -> str:
         """Why events are not delivered as was asked for, which degrades the sensor; "" if they are."""
         return ""
@@ -111,9 +107,6 @@ class Tee(Sink):
     def delivery(self) -> DeliveryHealth | msgspec.UnsetType:
         found = (sink.delivery() for sink in self._sinks)
         return next((health for health in found if health is not msgspec.UNSET), msgspec.UNSET)
-
-    def unconfirmed(self) -> int:
-        return max((sink.unconfirmed() for sink in self._sinks), default=0)
 
 
 Forwarded = Literal["tags", "events"]
