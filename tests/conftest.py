@@ -10,6 +10,8 @@ import pytest
 from hypothesis import settings
 from numpy.typing import NDArray
 
+from certificates import Authority
+
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background begins with it ignored
 settings.register_profile("edgetag", deadline=None)  # no test asserts a time
 settings.load_profile("edgetag")
@@ -40,3 +42,15 @@ def golden_front_end(shared: Path) -> dict[str, NDArray[np.generic]]:
     """A street recording with librosa's log-mel and the reference VGGish patches."""
     with np.load(shared / "golden" / "frontend_street.npz") as stored:
         return dict(stored)
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """Who issues the certificates that are to be trusted."""
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(scope="session")
+def stranger(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """Who issues those that are not."""
+    return Authority(tmp_path_factory.mktemp("stranger"), "stranger")

@@ -6,7 +6,6 @@ Exit codes: 0 done · 1 internal error · 2 usage or input · 3 bundle · 4 netw
 import dataclasses
 import logging
 import os
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -35,6 +34,7 @@ from edgetag.config_cli import app as config_app
 from edgetag.contract.errors import EdgetagError, InputError
 from edgetag.contract.event import DEFAULT_PREFIX
 from edgetag.contract.frontend import MIN_VALID, WINDOW_S
+from edgetag.deadline import INTERRUPTED_EXIT
 from edgetag.devices_cli import devices
 from edgetag.doctor_cli import doctor
 from edgetag.run_cli import run
@@ -62,8 +62,6 @@ app = typer.Typer(
 )
 app.add_typer(bundle_app, name="bundle")
 app.add_typer(config_app, name="config")
-
-INTERRUPTED_EXIT = 130
 
 
 def main() -> None:
@@ -337,7 +335,9 @@ def _progress(source: "Source", duration_s: float | None) -> Iterator[Callable[[
 
 def _replay_sensor() -> str:
     """By the host's name, but never its live sensor's own id: a broker keeps one connection an id."""
-    return f"replay-{socket.gethostname().partition('.')[0]}"[:64]
+    from edgetag.delivery.address import MAX_SENSOR_CHARS, own_name
+
+    return f"replay-{own_name()}"[:MAX_SENSOR_CHARS]
 
 
 def _complain(error: Exception) -> None:

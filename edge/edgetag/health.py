@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 
 from edgetag.contract.event import AudioHealth, BundleHealth, DeliveryHealth, Health, LoadHealth, timestamp
-from edgetag.state import state_directory
+from edgetag.state import nearest_existing, state_directory
 from edgetag.tagging.machine import resident_bytes
 from edgetag.tagging.stream import EventStream
 
@@ -89,9 +89,8 @@ class HealthWatch:
 
 def disk_free_mb(folder: Path) -> float | None:
     """What a program may still write there, in 10^6 bytes; None if nobody knows."""
-    existing = next((path for path in (folder, *folder.parents) if path.exists()), folder)
     try:
-        return round(shutil.disk_usage(existing).free / 1e6, 1)
+        return round(shutil.disk_usage(nearest_existing(folder)).free / 1e6, 1)
     except OSError:
         return None
 

@@ -3,7 +3,6 @@
 import logging
 import os
 import signal
-import socket
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -92,7 +91,7 @@ def run(
     from edgetag.capture.devices import load_portaudio
     from edgetag.capture.microphone import Microphone
     from edgetag.capture.portaudio import opener
-    from edgetag.delivery.address import check_sensor
+    from edgetag.delivery.address import check_sensor, own_name
     from edgetag.listener import Listener
     from edgetag.loading import Loader
     from edgetag.notify import Notifier
@@ -122,7 +121,7 @@ def run(
         loaded, refusal = loader.load_or_previous()
         stream = EventStream(
             loaded.tagger,
-            sensor=check_sensor(settings.sensor.id or _host()),
+            sensor=check_sensor(settings.sensor.id or own_name()),
             conditions=loaded.conditions,
         )
         hop_samples = to_samples(hop_s_of(loaded))
@@ -190,10 +189,6 @@ def _publisher(loaded: "Loaded", stream: "EventStream", address: "BrokerAddress"
         state_directory=state_directory(),
         flush_s=FLUSH_S,
     )
-
-
-def _host() -> str:
-    return socket.gethostname().partition(".")[0][:64]
 
 
 @contextmanager

@@ -18,3 +18,8 @@ def state_directory(environment: Mapping[str, str] = os.environ) -> Path:
         return Path.home() / ".local" / "state" / "edgetag"
     except RuntimeError:
         return Path("/var/lib/edgetag")
+
+
+def nearest_existing(folder: Path) -> Path:
+    """The folder, or the closest above it that is there already."""
+    return next((path for path in (folder, *folder.parents) if path.exists()), folder)

@@ -289,8 +289,8 @@ def test_a_lost_connection_loses_no_event_and_keeps_the_order(answer: Answer) ->
     assert {1, 2, 3} <= {message.seq for message in broker.published if message.duplicate}
 
 
-def test_after_a_lost_connection_the_sensor_is_announced_again() -> None:
-    """The broker has published the last will meanwhile, or was restarted and has forgotten everything."""
+def hang_up_once() -> OnPublish:
+    """On the first event."""
     lost: list[Published] = []
 
     def on_publish(message: Published) -> bytes | None:
@@ -299,7 +299,12 @@ def test_after_a_lost_connection_the_sensor_is_announced_again() -> None:
             return HANG_UP
         return acknowledge(message)
 
-    with FakeBroker(on_publish=on_publish) as broker:
+    return on_publish
+
+
+def test_after_a_lost_connection_the_sensor_is_announced_again() -> None:
+    """The broker has published the last will meanwhile, or was restarted and has forgotten everything."""
+    with FakeBroker(on_publish=hang_up_once()) as broker:
         replay(broker.port, 1)
     statuses = [status(message.payload) for message in broker.published if message.kind == "status"]
     assert statuses == [("online", "connected"), ("online", "reconnected"), ("offline", "ended")]
@@ -688,15 +693,7 @@ def test_what_nobody_asks_for_does_not_pile_up() -> None:
 
 
 def test_after_a_lost_connection_it_subscribes_again() -> None:
-    lost: list[Published] = []
-
-    def on_publish(message: Published) -> bytes | None:
-        if message.kind == "tags" and not lost:
-            lost.append(message)
-            return HANG_UP
-        return acknowledge(message)
-
-    with FakeBroker(on_publish=on_publish) as broker:
+    with FakeBroker(on_publish=hang_up_once()) as broker:
         replay(broker.port, 1, subscribe=["a"])
     assert [wish.topics for wish in broker.subscribed] == [["a"], ["a"]]
 

@@ -482,16 +482,6 @@ def test_a_burst_obeys_the_broker_s_receive_maximum(tmp_path: Path) -> None:
 # -- trust -----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return Authority(tmp_path_factory.mktemp("authority"))
-
-
-@pytest.fixture(scope="module")
-def stranger(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return Authority(tmp_path_factory.mktemp("stranger"), "stranger")
-
-
 @contextlib.contextmanager
 def secured(
     folder: Path, certificate: tuple[Path, Path], *settings: str

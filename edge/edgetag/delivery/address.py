@@ -1,5 +1,6 @@
 """Where a broker is and what topics may be called, from what people type."""
 
+import socket
 from dataclasses import dataclass
 from typing import Literal, cast
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -102,6 +103,11 @@ def _credentials(parts: SplitResult) -> tuple[str | None, str | None]:
     if max(len((part or "").encode()) for part in (user, password)) > _MAX_STRING_BYTES:
         raise InputError(f"{_URL_FORM}, with at most {_MAX_STRING_BYTES} bytes of user and of password")
     return user or None, password
+
+
+def own_name() -> str:
+    """This host's, short enough to be a sensor's id."""
+    return socket.gethostname().partition(".")[0][:MAX_SENSOR_CHARS]
 
 
 def check_sensor(sensor: str) -> str:

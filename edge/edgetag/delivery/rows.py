@@ -26,8 +26,8 @@ BEFORE_ALL = -(2**62)  # an id that no message has
 
 _VERSION = 1
 _SYNCHRONOUS = {"power_loss": "FULL", "process_crash": "NORMAL", "memory": "OFF"}
-# An event and a sound fit a page. Half of SQLite's usual size halves what is written for them.
 _LOOK_S = 1.0  # for somebody who just looks at the file, as `edgetag doctor` does
+# An event and a sound fit a page. Half of SQLite's usual size halves what is written for them.
 _PAGE_BYTES = 2048
 _LOG_PAGES = 2048  # before they are written into the file itself
 
@@ -88,7 +88,6 @@ class Rows:
 
     Raises:
         sqlite3.Error: from here and from every method, which then has changed nothing.
-
     """
 
     def __init__(self, file: Path | None, durability: Durability, offset: int | None = None) -> None:
@@ -138,9 +137,8 @@ class Rows:
         stock = Stock(self.stock.n, self.stock.n_bytes, self.stock.totals + Counter(totals or {}))
         with self._transaction():
             self._set_aside(settled)
-            self._delete(
-                (self.offset + it.id for it in settled), stock
-            )  # first, so that its page can be used
+            # First what goes, so that its pages can be used:
+            self._delete((self.offset + it.id for it in settled), stock)
             self._insert(new, stock)
             self._make_room(max_bytes, keep, stock)
             if stock.totals != self.stock.totals:

@@ -1,7 +1,6 @@
 """What the sensor is told: its configuration, its password, the time."""
 
 import dataclasses
-import socket
 import stat
 import time
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 from edgetag.capture.clock import kernel_clock_synced
 from edgetag.config import Settings, mqtt_password, read
 from edgetag.contract.errors import InputError, NetworkError
-from edgetag.delivery.address import check_sensor, parse_url
+from edgetag.delivery.address import check_sensor, own_name, parse_url
 from edgetag.doctor.finding import Case, Finding, failed
 
 
@@ -38,7 +37,7 @@ def _take(settings: Settings, case: Case) -> None:
     Raises:
         InputError: the sensor's id can be none.
     """
-    case.sensor = check_sensor(settings.sensor.id or socket.gethostname().partition(".")[0][:64])
+    case.sensor = check_sensor(settings.sensor.id or own_name())
     case.settings = settings
     if settings.mqtt.url is not None:
         case.address = dataclasses.replace(parse_url(settings.mqtt.url), user=settings.mqtt.user)

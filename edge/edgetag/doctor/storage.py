@@ -12,6 +12,7 @@ from pathlib import Path
 from edgetag.contract.errors import OutputError, first_line
 from edgetag.delivery.outbox import FILE_NAME
 from edgetag.doctor.finding import Case, Finding, failed
+from edgetag.state import nearest_existing
 
 _TRIAL_BYTES = 65_536
 _BYTES_ON_DISK = 2  # of a byte of a message, in SQLite's pages
@@ -48,7 +49,7 @@ def _room(state: Path) -> int:
     Raises:
         OSError: nothing can be written in the state directory, or where it will be made.
     """
-    folder = next(parent for parent in (state, *state.parents) if parent.exists())
+    folder = nearest_existing(state)
     with tempfile.TemporaryFile(dir=folder) as file:
         file.write(bytes(_TRIAL_BYTES))
         file.flush()
