@@ -281,7 +281,11 @@ def test_links_are_passed_over(server: Server, tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "audio").iterdir()) == ["0.wav", "1.wav"]
 
 
-@pytest.mark.parametrize("damaged", [b"no archive", archive()[:60], archive()[:100] + bytes(60)])
+@pytest.mark.parametrize(
+    "damaged",
+    [b"no archive", archive()[:60], archive()[:100] + bytes(60)],
+    ids=["no archive", "cut off", "zeros"],  # an archive's own bytes have the time in them
+)
 def test_a_damaged_archive(server: Server, tmp_path: Path, damaged: bytes) -> None:
     """As published, but damaged: said so, and not marked as done."""
     server.files["audio-0.tar.gz"] = damaged
