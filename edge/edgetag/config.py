@@ -76,7 +76,7 @@ class SensorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class AudioSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The microphone.
 
-    device: its name, a part of that, or usb:PATH; null is the system's default input.
+    device: its name, a part of that, usb:PATH or card:ID; null is the system's default input.
     channel: the one to hear, from 1, or "mix", the mean of all.
     rate_hz: samples a second; null is 44,100 where the device offers it, else the device's own.
     """
@@ -174,6 +174,7 @@ class MqttSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ca_file: certificates that the broker's must lead to; null is the system's.
     cert_file: the sensor's own certificate, where the broker wants one.
     key_file: its key; null if it is in the same file.
+    key_credential: the systemd credential that is the key; at most one of the two.
     alpn: name of the protocol that is asked for in the TLS handshake, for brokers on port 443.
     version: of MQTT; auto is 5, and 3.1.1 where the broker does not speak it.
     keepalive_s: between signs of life.
@@ -190,6 +191,7 @@ class MqttSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ca_file: FilePath | None = None
     cert_file: FilePath | None = None
     key_file: FilePath | None = None
+    key_credential: CredentialName | None = None
     alpn: Text | None = None
     version: MqttVersion = "auto"
     keepalive_s: Annotated[int, msgspec.Meta(ge=5, le=0xFFFF)] = 30
@@ -302,11 +304,29 @@ def mqtt_password(settings: Settings, environment: Mapping[str, str] = os.enviro
         return read_secret(Path(mqtt.password_file), "mqtt.password_file")
     if mqtt.password_credential is None:
         return None
+    file = _credential(mqtt.password_credential, "mqtt.password_credential", environment)
+    return read_secret(file, "mqtt.password_credential")
+
+
+def mqtt_key_file(settings: Settings, environment: Mapping[str, str] = os.environ) -> str | None:
+    """Where the key of the sensor's certificate is; None if it is in the certificate's file.
+
+    Raises:
+        InputError: it is a systemd credential, and we were given none of that name.
+    """
+    mqtt = settings.mqtt
+    if mqtt.key_credential is None:
+        return mqtt.key_file
+    return str(_credential(mqtt.key_credential, "mqtt.key_credential", environment))
+
+
+def _credential(name: str, setting: str, environment: Mapping[str, str]) -> Path:
+    """The file in which systemd hands it over. Its name is not quoted: it may be the secret itself."""
     if not (folder := environment.get("CREDENTIALS_DIRECTORY")):
-        raise InputError(
-            "mqtt.password_credential needs systemd's LoadCredential=; $CREDENTIALS_DIRECTORY is not set"
-        )
-    return read_secret(Path(folder, mqtt.password_credential), "mqtt.password_credential")
+        raise InputError(f"{setting} needs systemd's LoadCredential=; $CREDENTIALS_DIRECTORY is not set")
+    if not (file := Path(folder, name)).exists():
+        raise InputError(f"{setting} names none of the credentials that systemd handed over")
+    return file
 
 
 @dataclass(frozen=True)
@@ -564,11 +584,14 @@ def _contradictions(mqtt: MqttSettings) -> Iterator[tuple[str, str]]:
     elif passwords and mqtt.user is None:
         yield f"mqtt.{passwords[0]}", f"mqtt.{passwords[0]} needs mqtt.user, whose password it is"
     is_tls = mqtt.url is not None and parse_url(mqtt.url).is_tls
-    for key in ("ca_file", "cert_file", "key_file", "alpn"):
+    for key in ("ca_file", "cert_file", "key_file", "key_credential", "alpn"):
         if getattr(mqtt, key) is not None and not is_tls:
             yield f"mqtt.{key}", f"mqtt.{key} needs TLS: a mqtt.url that begins with mqtts:// or wss://"
-    if mqtt.key_file is not None and mqtt.cert_file is None:
-        yield "mqtt.key_file", "mqtt.key_file needs mqtt.cert_file, whose key it is"
+    keys = [key for key in ("key_file", "key_credential") if getattr(mqtt, key) is not None]
+    if len(keys) == 2:
+        yield "mqtt.key_credential", "mqtt.key_credential and mqtt.key_file: one of them is enough"
+    elif keys and mqtt.cert_file is None:
+        yield f"mqtt.{keys[0]}", f"mqtt.{keys[0]} needs mqtt.cert_file, whose key it is"
 
 
 def _expected(kind: inspect.Type) -> str:

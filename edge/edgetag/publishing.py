@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import Literal, cast
 
-from edgetag.config import Settings, mqtt_password
+from edgetag.config import Settings, mqtt_key_file, mqtt_password
 from edgetag.contract.event import Info, Status, timestamp
 from edgetag.delivery.address import BrokerAddress, parse_url
 from edgetag.delivery.background import Background
@@ -30,13 +30,17 @@ def broker_of(settings: Settings) -> BrokerAddress | None:
 
 
 def connecting(settings: Settings) -> Connecting:
-    """How to reach the broker."""
+    """How to reach the broker.
+
+    Raises:
+        InputError: the certificate's key is a systemd credential that we were not given.
+    """
     mqtt = settings.mqtt
     return Connecting(
         version=cast("Literal['auto', '5', '3.1.1']", str(mqtt.version)),
         keepalive_s=mqtt.keepalive_s,
         session_expiry_s=mqtt.session_expiry_s,
-        tls=Tls(mqtt.ca_file, mqtt.cert_file, mqtt.key_file, mqtt.alpn),
+        tls=Tls(mqtt.ca_file, mqtt.cert_file, mqtt_key_file(settings), mqtt.alpn),
     )
 
 
@@ -57,8 +61,11 @@ def publisher(
         info: the first one.
         state_directory: where the outbox is.
         flush_s: longest wait for what is left at the end.
+
+    Raises:
+        InputError: as `connecting`.
     """
-    mqtt, home = settings.mqtt, settings.home_assistant
+    mqtt, home, how = settings.mqtt, settings.home_assistant, connecting(settings)
 
     def courier(status: Status, info: Info) -> Courier:
         publisher = MqttPublisher(
@@ -70,7 +77,7 @@ def publisher(
             status=status,
             farewell="stopped",
             reconnect=False,
-            how=connecting(settings),
+            how=how,
             will_delay_s=mqtt.will_delay_s,
             message_expiry_s=mqtt.message_expiry_s,
             subscribe=[birth_topic(home.prefix)] if home.discovery else [],

@@ -22,6 +22,7 @@ from edgetag.config import (
     TagSettings,
     changes,
     json_schema,
+    mqtt_key_file,
     mqtt_password,
     read,
     read_settings,
@@ -184,6 +185,14 @@ def test_a_tags_rules_are_written_as_one_would(file: Path) -> None:
         ("mqtt: {url: mqtt://a, ca_file: b}", "mqtt.ca_file needs TLS: a mqtt.url that begins with mqtts://"),
         ("mqtt: {alpn: mqtt}", "mqtt.alpn needs TLS"),
         ("mqtt: {url: wss://a, key_file: b}", "mqtt.key_file needs mqtt.cert_file, whose key it is"),
+        ("mqtt: {url: wss://a, key_credential: b}", "mqtt.key_credential needs mqtt.cert_file, whose key it"),
+        ("mqtt: {url: mqtt://a, cert_file: b, key_credential: c}", "mqtt.cert_file needs TLS"),
+        ("mqtt: {key_credential: c}", "mqtt.key_credential needs TLS"),
+        (
+            "mqtt: {url: wss://a, cert_file: b, key_file: c, key_credential: d}",
+            "mqtt.key_credential and mqtt.key_file: one of them is enough",
+        ),
+        ("mqtt: {url: wss://a, cert_file: b, key_credential: /c}", "expected null or the name of a systemd"),
         ("mqtt: {version: 3}", "mqtt.version is a number; expected 5, 3.1.1 or auto"),
         ("outbox: {max_bytes: 9}", "outbox.max_bytes is 9; expected a whole number from 100000 to"),
         ("home_assistant: {prefix: a/}", "home_assistant.prefix: the topic prefix 'a/' must not"),
@@ -454,13 +463,39 @@ def test_a_password_that_everybody_may_read_is_said_aloud(tmp_path: Path) -> Non
 
 
 def test_a_password_may_be_a_systemd_credential(tmp_path: Path) -> None:
-    """Of the unit that started us; without one there is a sentence."""
+    """Of the unit that started us."""
     settings = read_settings(None, {"EDGETAG_MQTT_USER": "u", "EDGETAG_MQTT_PASSWORD_CREDENTIAL": "mqtt"})
     (tmp_path / "mqtt").write_text("hunter2\n")
     (tmp_path / "mqtt").chmod(0o400)
     assert mqtt_password(settings, {"CREDENTIALS_DIRECTORY": str(tmp_path)}) == Secret("hunter2")
-    with pytest.raises(InputError, match=r"mqtt\.password_credential needs systemd's LoadCredential="):
-        mqtt_password(settings, {})
+
+
+def test_a_certificates_key_may_be_a_systemd_credential(tmp_path: Path) -> None:
+    """Else it is the file that is named, if one is."""
+    there = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
+    (tmp_path / "key").touch()
+    tls = {"EDGETAG_MQTT_URL": "mqtts://a", "EDGETAG_MQTT_CERT_FILE": "sensor.crt"}
+    for variable, file in (("CREDENTIAL", str(tmp_path / "key")), ("FILE", "key")):
+        settings = read_settings(None, {**tls, f"EDGETAG_MQTT_KEY_{variable}": "key"})
+        assert mqtt_key_file(settings, there) == file
+    assert mqtt_key_file(read_settings(None, tls), there) is None
+
+
+@pytest.mark.parametrize("key", ["password_credential", "key_credential"])
+def test_a_credential_that_systemd_did_not_hand_over_is_missed_with_one_sentence(
+    key: str, tmp_path: Path
+) -> None:
+    """Which does not quote its name, in the place of which somebody may have written the secret itself."""
+    stated = {"URL": "mqtts://a", "USER": "u", "CERT_FILE": "b", key.upper(): "hunter2"}
+    settings = read_settings(None, {f"EDGETAG_MQTT_{name}": value for name, value in stated.items()})
+    wanted = {"password_credential": mqtt_password, "key_credential": mqtt_key_file}[key]
+    for environment, said in (
+        ({}, "needs systemd's LoadCredential=; $CREDENTIALS_DIRECTORY is not set"),
+        ({"CREDENTIALS_DIRECTORY": str(tmp_path)}, "names none of the credentials that systemd handed over"),
+    ):
+        with pytest.raises(InputError) as refusal:
+            wanted(settings, environment)
+        assert str(refusal.value) == f"mqtt.{key} {said}"
 
 
 @pytest.mark.parametrize(

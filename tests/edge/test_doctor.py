@@ -258,7 +258,7 @@ def test_a_missing_password_says_what_belongs_there(tmp_path: Path, monkeypatch:
         finding,
         InputError,
         "$CREDENTIALS_DIRECTORY is not set",
-        "systemd-run --pipe --wait -p LoadCredential=broker:",
+        "its place is /etc/credstore/broker, readable by root alone",
     )
 
 
@@ -494,6 +494,15 @@ def test_a_port_where_nobody_answers_is_no_port_with_tls(monkeypatch: pytest.Mon
 def test_a_setting_of_tls_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     finding = broker.tls(broker_case(1, "mqtts", ca_file=str(tmp_path / "absent.pem")))
     fails(finding, InputError, "absent.pem: No such file", "correct that setting")
+
+
+def test_a_key_that_is_no_credential_of_ours_says_where_it_belongs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is asked of the network."""
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    finding = broker.tls(broker_case(1, "mqtts", cert_file="sensor.crt", key_credential="mqtt-key"))
+    fails(finding, InputError, "mqtt.key_credential names none of the", "/etc/credstore/mqtt-key")
 
 
 @pytest.mark.parametrize("scheme", ["mqtt", "ws"])

@@ -25,7 +25,7 @@ from edgetag.delivery.connection import (
     reason_of,
     tls_context,
 )
-from edgetag.doctor.finding import Case, Finding, failed
+from edgetag.doctor.finding import Case, Finding, credential_remedy, failed
 from edgetag.publishing import connecting
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def tls(case: Case) -> Finding:
     try:
         context = tls_context(connecting(case.settings).tls)
     except InputError as error:
-        return failed(error, "correct that setting, or the file that it names", InputError)
+        return failed(error, _own_remedy(case), InputError)
     try:
         with (
             _connected(case.broker) as raw,
@@ -82,6 +82,12 @@ def tls(case: Case) -> Finding:
     except OSError as error:
         return failed(reason_of(case.broker, error, ANSWER_S), _tls_remedy(case, error), NetworkError)
     return shown_certificate(certificate, str(version), time.time())
+
+
+def _own_remedy(case: Case) -> str:
+    remedy = "correct that setting, or the file that it names"
+    name = case.settings.mqtt.key_credential
+    return remedy if name is None else f"{remedy}; if it is mqtt.key_credential, {credential_remedy(name)}"
 
 
 def _tls_remedy(case: Case, error: OSError) -> str:
@@ -97,7 +103,7 @@ def _tls_remedy(case: Case, error: OSError) -> str:
     if "APPLICATION_PROTOCOL" in reason:
         return "correct mqtt.alpn, or take it away"
     if "ALERT" in reason:
-        return "let mqtt.cert_file and mqtt.key_file name a certificate that the broker trusts"
+        return "let mqtt.cert_file, and its key, be a certificate that the broker trusts"
     return f"is {case.broker.port} the broker's port with TLS (8883, as a rule)? Without TLS it is mqtt://"
 
 

@@ -28,6 +28,14 @@ class Finding(NamedTuple):
     exit_code: int = 0
 
 
+def credential_remedy(name: str) -> str:
+    """For whoever was not given a systemd credential of this name."""
+    return (
+        f"its place is /etc/credstore/{name}, readable by root alone; systemd gives it to the service only: "
+        "to look as the service does, `sudo edgetag-doctor`"
+    )
+
+
 def failed(fault: EdgetagError | str, remedy: str, kind: type[EdgetagError]) -> Finding:
     """A failure, with the exit code of a kind of error."""
     return Finding("failed", str(fault), remedy, kind.exit_code)

@@ -9,7 +9,7 @@ from edgetag.capture.clock import kernel_clock_synced
 from edgetag.config import Settings, mqtt_password, read
 from edgetag.contract.errors import InputError, NetworkError
 from edgetag.delivery.address import check_sensor, own_name, parse_url
-from edgetag.doctor.finding import Case, Finding, failed
+from edgetag.doctor.finding import Case, Finding, credential_remedy, failed
 
 
 def configuration(case: Case) -> Finding:
@@ -63,10 +63,7 @@ def password(case: Case) -> Finding:
 def _password_remedy(case: Case) -> str:
     if (name := case.settings.mqtt.password_credential) is None:
         return "its first line is the password; the sensor's user must be able to read it, and nobody else"
-    return (
-        "systemd gives it to the service only; to look as the service does: sudo systemd-run --pipe --wait "
-        f"-p LoadCredential={name}:FILE edgetag doctor --config {case.config or 'FILE'}"
-    )
+    return credential_remedy(name)
 
 
 def clock(_case: Case) -> Finding:
