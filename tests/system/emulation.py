@@ -127,12 +127,12 @@ def _make_debian(root: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     options = ["--arch=arm64", "--variant=minbase", "--include=python3-venv"]
-    run(["debootstrap", "--foreign", *options, SUITE, str(partial), _mirror()])
+    run(["debootstrap", "--foreign", *options, SUITE, str(partial), mirror()])
     run(in_root(partial, "/debootstrap/debootstrap", "--second-stage"), PATH="/usr/sbin:/usr/bin:/sbin:/bin")
     partial.rename(root)
 
 
-def _mirror() -> str:
+def mirror() -> str:
     """Where this machine's apt takes the suite from."""
     targets = run(["apt-get", "indextargets", "--format", "$(SITE) $(CODENAME) $(COMPONENT)"])
     sites = [line.split()[0] for line in targets.splitlines() if line.split()[1:] == [SUITE, "main"]]
