@@ -1,0 +1,153 @@
+"""What a sensor's machine finds at its lamp post: a street to hear, a broker, and somebody who hears that.
+
+```
+street.service ─ pacat ─> microphone.service ─ ALSA's pulse plugin ─> PortAudio "default" ─> edgetag
+    60 s, for ever          a PulseAudio for the group audio                                    │
+/var/lib/witness/heard <─ witness.service: mosquitto_sub, with a lasting session <─ mosquitto <─┘
+```
+
+The units are the machine's own: they start at every boot unless they were disabled, before or after edgetag,
+as it comes. The microphone can be pulled out, and it can hang (see `sound_server`).
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from system.machine import Machine
+
+SENSOR, PASSWORD = "lamp-17", "a-password-of-the-sensor"
+_WITNESS, _WITNESS_PASSWORD = "witness", "another-password"
+_SOCKET = "/run/street/socket"
+
+_FILES = {
+    "etc/hostname": f"{SENSOR}\n",
+    "etc/hosts": f"127.0.0.1 localhost\n127.0.1.1 {SENSOR}\n",
+    "etc/asound.conf": f"""\
+pcm.!default {{ type pulse server "unix:{_SOCKET}" device "street.monitor" hint {{ show on }} }}
+ctl.!default {{ type pulse server "unix:{_SOCKET}" }}
+""",
+    "etc/pulse/client.conf": f"autospawn = no\nenable-shm = no\ndefault-server = unix:{_SOCKET}\n",
+    "etc/street.pa": f"""\
+load-module module-null-sink sink_name=street rate=44100 channels=1
+load-module module-native-protocol-unix socket={_SOCKET} auth-anonymous=1
+""",
+    "etc/systemd/system/microphone.service": """\
+[Service]
+User=pulse
+Group=audio
+RuntimeDirectory=street
+RuntimeDirectoryMode=0750
+Environment=HOME=/run/street XDG_RUNTIME_DIR=/run/street
+ExecStart=pulseaudio -n -F /etc/street.pa --daemonize=no --use-pid-file=no --exit-idle-time=-1 \\
+  --disable-shm --high-priority=no --realtime=no
+[Install]
+WantedBy=multi-user.target
+""",
+    "etc/systemd/system/street.service": """\
+[Unit]
+BindsTo=microphone.service
+After=microphone.service
+StartLimitIntervalSec=0
+[Service]
+Environment=HOME=/run/street
+ExecStart=sh -c 'while cat /var/lib/street/street.raw; do :; done | \\
+  pacat --device=street --raw --format=s16le --rate=44100 --channels=1 --latency-msec=500'
+Restart=always
+RestartSec=100ms
+[Install]
+WantedBy=microphone.service
+""",
+    "etc/systemd/system/witness.service": f"""\
+[Unit]
+StartLimitIntervalSec=0
+[Service]
+StateDirectory=witness
+ExecStart=sh -c 'exec mosquitto_sub -V 5 -i witness -c -x 86400 -q 1 -u {_WITNESS} -P {_WITNESS_PASSWORD} \\
+  -t sonyc/v1/# -F "%%U\\t%%r\\t%%t\\t%%p" >>/var/lib/witness/heard'
+Restart=always
+RestartSec=100ms
+[Install]
+WantedBy=multi-user.target
+""",
+    "etc/mosquitto/conf.d/street.conf": """\
+listener 1883
+allow_anonymous false
+password_file /etc/mosquitto/passwords
+max_queued_messages 0
+autosave_interval 1
+autosave_on_changes true
+""",
+}
+
+
+class Heard(NamedTuple):
+    """A message as the witness had it, at a time in seconds since 1970; `kind` is its topic's last word."""
+
+    at_s: float
+    retained: bool
+    kind: str
+    message: dict[str, Any]
+
+
+class LampPost:
+    """The lamp post of a machine that has not been booted yet.
+
+    Args:
+        street: what is heard, again and again without a gap; shape [T], 44.1 kHz.
+    """
+
+    def __init__(self, machine: Machine, street: NDArray[np.float32]) -> None:
+        self._machine = machine
+        for path, text in _FILES.items():
+            (machine.root / path).write_text(text)
+        (machine.root / "var/lib/street").mkdir()
+        pcm = np.round(street * 32_767).astype("<i2")
+        (machine.root / "var/lib/street/street.raw").write_bytes(pcm.tobytes())
+
+    def set_up(self) -> None:
+        """Once, after the first boot: everything runs then, and at every boot from now on."""
+        passwords = "/etc/mosquitto/passwords"
+        for options in (["-c", "-b"], ["-b"]):
+            user, password = (SENSOR, PASSWORD) if "-c" in options else (_WITNESS, _WITNESS_PASSWORD)
+            self._machine.run("mosquitto_passwd", *options, passwords, user, password)
+        self._machine.run("chown", "mosquitto", passwords)
+        self._machine.run("systemctl", "restart", "mosquitto")
+        self._machine.run("systemctl", "enable", "--now", "microphone", "street", "witness")
+
+    def heard(self, kind: str, since_s: float = 0) -> list[Heard]:
+        """Messages of one kind (`tags`, `events`, `status`, `info`, `health`), in order."""
+        return [heard for heard in self._heard() if heard.kind == kind and heard.at_s > since_s]
+
+    def state(self) -> tuple[str, str]:
+        """The latest state and its reason; empty before the first."""
+        states = self.heard("status")
+        return (states[-1].message["state"], states[-1].message["reason"]) if states else ("", "")
+
+    def hang(self) -> None:
+        """The microphone stays open and delivers nothing any more."""
+        self._machine.run("systemctl", "kill", "--signal=STOP", "microphone")
+
+    def go_on(self) -> None:
+        """After `hang()`."""
+        self._machine.run("systemctl", "kill", "--signal=CONT", "microphone")
+
+    def pull_out(self) -> None:
+        """There is no microphone."""
+        self._machine.run("systemctl", "stop", "microphone")
+
+    def plug_in(self) -> None:
+        """There is one again."""
+        self._machine.run("systemctl", "start", "microphone")
+
+    def _heard(self) -> Iterator[Heard]:
+        file = self._machine.root / "var/lib/witness/heard"
+        lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+        for line in lines:
+            if line.endswith("\n"):
+                at_s, retained, topic, payload = line.split("\t", 3)
+                kind = topic.rpartition("/")[2]
+                yield Heard(float(at_s), retained == "1", kind, json.loads(payload))
