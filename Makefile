@@ -1,6 +1,7 @@
 # On a fresh Debian 12 with python3, python3-venv and make: `make demo`, `make test`.
 
 PYTHON ?= python3
+ARCH ?= arm64
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
@@ -12,7 +13,7 @@ N_INSTALLED := dpkg-query --show --showformat='$${db:Status-Abbrev}\n' $(SYSTEM_
 EMULATION_PACKAGES := qemu-user-static debootstrap ca-certificates wget
 
 .NOTPARALLEL:
-.PHONY: demo test test-system soak lint format bench schema system-packages emulators clean
+.PHONY: demo test test-system soak lint format bench schema archive system-packages emulators clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/edgetag demo
@@ -44,6 +45,10 @@ bench: $(VENV)/test.stamp
 
 schema: $(VENV)/demo.stamp
 	$(BIN)/python -m edgetag.contract deploy/schema
+
+# One file for sensors without internet; ARCH=amd64 for others than the Raspberry Pi's kind.
+archive: $(VENV)/demo.stamp
+	deploy/archive.sh $(ARCH)
 
 # Only root can install; everybody else goes on without.
 system-packages:

@@ -1,0 +1,458 @@
+#!/bin/bash
+# Makes a sensor of a Debian 12, without internet. Run from the folder that `make archive` packed; see --help.
+#
+#   /opt/edgetag/releases/VERSION-XXXXXXXX/   a venv each, and share/: the systemd/ and deploy/ it came with
+#   /opt/edgetag/current -> releases/…        the one in force: exchanged in one step, after its doctor has passed
+#   /opt/edgetag/previous -> releases/…       the one before, for --rollback
+#
+# What is interrupted, at whatever line, leaves the release before in force, and is completed by the next run: a
+# release is whole when share/MANIFEST is there, which is written last, and only then is it put in force.
+
+set -euo pipefail
+shopt -s inherit_errexit nullglob
+
+readonly OPT=/opt/edgetag ETC=/etc/edgetag STATE=/var/lib/edgetag CREDENTIALS=/etc/credstore
+readonly UNIT=edgetag.service UNITS=/etc/systemd/system
+readonly SYSUSERS=/etc/sysusers.d/edgetag.conf RULES=/etc/udev/rules.d/70-edgetag-microphone.rules
+readonly COMMAND=/usr/local/bin/edgetag DOCTOR=/usr/local/sbin/edgetag-doctor
+readonly READY_LIMIT_S=300 # a first full window takes seconds, a bundle's self-test on a small board up to minutes
+readonly UNPACKED=4        # a venv with its bytecode takes so many times what its wheels take
+readonly USAGE=2 UNSUITABLE=3 ROLLED_BACK=4 UNHEALTHY=5
+
+usage() {
+  cat <<'END'
+Makes a sensor of a Debian 12: edgetag in /opt/edgetag, its service enabled and started.
+
+  install.sh [--identity FILE] [--appliance] [--no-start]
+  install.sh --rollback            back to the release before, which is kept
+  install.sh --uninstall           leaves configuration, credentials and outbox
+  install.sh --uninstall --purge   and these, too, and the user edgetag
+
+  --identity FILE   what `provision.sh` made for this sensor: configuration, certificates, credentials
+  --appliance       also journald.conf.d and system.conf.d: a bounded journal, the hardware watchdog
+  --no-start        install and enable only; so, too, where systemd is not running (an image that is being built)
+
+Again: repairs what is missing. With another archive: upgrades. The new release's doctor looks first, as the service
+would run; where it fails what the old release passes, or the new service does not become ready, the old one stays.
+/etc/edgetag/edgetag.yaml is never overwritten. It can be interrupted at any time, and run again.
+
+Exit codes: 0 done, and the doctor found nothing; 1 something failed, as said, and the release before is in force;
+2 usage, or the identity cannot be used; 3 this machine is not suited, or the archive is damaged; 4 the new
+release was not fit and the one before is in force again; 5 installed, but the service is not ready or the doctor
+found something.
+END
+}
+
+say() {
+  echo "edgetag: $1"
+}
+
+fail() { # SENTENCE [EXIT CODE]
+  echo "install.sh: $1" >&2
+  exit "${2:-1}"
+}
+
+# -- what must be so ---------------------------------------------------------------------------------------
+
+check_archive() {
+  [ -e "$here/SHA256SUMS" ] || fail "this is no archive but a checkout: \`make archive\` makes one, with everything a sensor \
+needs; unpack it on the sensor and run the install.sh in there" "$USAGE"
+  (cd "$here" && sha256sum --check --quiet --strict SHA256SUMS) >&2 ||
+    fail "the archive is damaged, as said above; copy and unpack it once more" "$UNSUITABLE"
+}
+
+check_root() {
+  [ "$(id -u)" = 0 ] || fail "only root can do that: sudo $0 …" "$UNSUITABLE"
+}
+
+check_machine() {
+  local is has
+  has=$(dpkg-deb --field "$here"/debs/libportaudio2_*.deb Architecture)
+  is=$(dpkg --print-architecture 2>/dev/null) || fail "this is no Debian: there is no dpkg" "$UNSUITABLE"
+  [ "$is" = "$has" ] || fail "the archive is for $has, this system is $is: make archive ARCH=$is, if that is amd64 or arm64" "$UNSUITABLE"
+  # shellcheck source=/dev/null
+  is=$(. /etc/os-release && echo "${VERSION_CODENAME-}")
+  [ "$is" = bookworm ] || fail "the archive is for Debian 12 (bookworm), this system is ${is:-something else}" "$UNSUITABLE"
+  command -v python3 >/dev/null || fail "there is no python3: apt install python3" "$UNSUITABLE"
+  is=$(python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+  [ "$is" = 3.11 ] || fail "python3 is $is, the archive's wheels are for Debian 12's 3.11" "$UNSUITABLE"
+}
+
+check_disk() {
+  local needs has
+  needs=$(du --bytes --summarize --total "$here"/wheels "$here"/debs | tail -n 1 | cut -f1)
+  needs=$((needs * UNPACKED))
+  mkdir -p "$OPT"
+  has=$(df --output=avail --block-size=1 "$OPT" | tail -n 1)
+  [ "$has" -ge "$needs" ] ||
+    fail "$OPT has $((has / 1000000)) MB free, a release needs $((needs / 1000000)) MB; nothing was changed" "$UNSUITABLE"
+}
+
+check_identity() { # FILE
+  local names name
+  [ -r "$1" ] || fail "there is no $1" "$USAGE"
+  names=$(tar --list --file "$1" 2>/dev/null) || fail "$1 is no archive of provision.sh" "$USAGE"
+  while read -r name; do
+    case $name in
+      /* | *..* | */*/*) fail "$1 is no archive of provision.sh: it holds $name" "$USAGE" ;;
+      */ | */edgetag.yaml | */ca.crt | */sensor.crt | */edgetag.mqtt-password | */edgetag.mqtt-key) ;;
+      *) fail "$1 is no archive of provision.sh: it holds $name" "$USAGE" ;;
+    esac
+  done <<<"$names"
+}
+
+# -- files -------------------------------------------------------------------------------------------------
+
+put() { # SOURCE DESTINATION MODE OWNER:GROUP; in one step, and only where it is another one
+  local aside
+  if cmp --silent "$1" "$2" && [ "$(stat --format='%a %U:%G' "$2")" = "$3 $4" ]; then return; fi
+  aside=$(dirname "$2")/.$(basename "$2").new
+  install -D --mode="$3" --owner="${4%:*}" --group="${4#*:}" "$1" "$aside"
+  mv --force "$aside" "$2"
+  changed=1
+}
+
+link() { # TARGET NAME; in one step
+  if [ "$(readlink "$2")" = "$1" ]; then return; fi
+  ln --symbolic --force --no-dereference "$1" "$2.new"
+  mv --no-target-directory --force "$2.new" "$2"
+  changed=1
+}
+
+in_force() { # the name of the release that `current` or `previous` leads to, or nothing
+  local target
+  target=$(readlink "$OPT/$1") || return 0
+  if whole "$OPT/$target"; then basename "$target"; fi
+}
+
+whole() { # RELEASE
+  [ -e "$1/share/MANIFEST" ]
+}
+
+intact() { # RELEASE
+  whole "$1" && (cd "$1" && sha256sum --check --status --strict share/MANIFEST)
+}
+
+# -- a release ---------------------------------------------------------------------------------------------
+
+install_packages() {
+  local deb missing=()
+  ! is_installed libportaudio2 || return 0
+  for deb in "$here"/debs/*.deb; do
+    is_installed "$(dpkg-deb --field "$deb" Package)" || missing+=("$deb")
+  done
+  say "installing PortAudio"
+  DEBIAN_FRONTEND=noninteractive dpkg --install "${missing[@]}" >/dev/null ||
+    fail "PortAudio cannot be installed; dpkg says above why"
+}
+
+is_installed() { # PACKAGE
+  [ "$(dpkg-query --show --showformat='${db:Status-Status}' "$1" 2>/dev/null)" = installed ]
+}
+
+build() { # RELEASE
+  local pip=("$here"/wheels/pip-*.whl)
+  say "installing $(basename "$1")"
+  rm -rf "$1"
+  mkdir -p "$OPT/releases"
+  building=$1
+  python3 -m venv --without-pip "$1"
+  # pip runs from its own wheel: Debian's python3 has neither pip nor ensurepip.
+  "$1/bin/python" "${pip[0]}/pip" --isolated install --quiet --disable-pip-version-check --root-user-action=ignore \
+    --require-virtualenv --no-warn-script-location --no-cache-dir --no-index --find-links="$here/wheels" edgetag ||
+    fail "the wheels cannot be installed; pip says above why"
+  mkdir "$1/share"
+  cp -R "$here/systemd" "$here/deploy" "$1/share"
+  (cd "$1" && find . -type f -print0 | sort -z | xargs -0 sha256sum) >"$1.sums"
+  sync --file-system "$1"
+  mv "$1.sums" "$1/share/MANIFEST"
+  sync --file-system "$1"
+  building=
+}
+
+activate() { # NAME; what is in force, and with it what is systemd's and the user's
+  local share=$OPT/releases/$1/share unit
+  link "releases/$1" "$OPT/current"
+  put "$share/systemd/edgetag.sysusers" "$SYSUSERS" 644 root:root
+  for unit in "$share"/systemd/*.service "$share"/systemd/*.timer; do
+    put "$unit" "$UNITS/$(basename "$unit")" 644 root:root
+  done
+  put "$share/deploy/$(basename "$RULES")" "$RULES" 644 root:root
+  put "$share/deploy/edgetag-doctor" "$DOCTOR" 755 root:root
+  mkdir -p "$(dirname "$COMMAND")"
+  link "$OPT/current/bin/edgetag" "$COMMAND"
+  systemctl --quiet enable "$UNIT"
+  ! runs_systemd || systemctl daemon-reload
+  [ ! -e /run/udev/control ] || udevadm control --reload
+}
+
+prune() { # releases that are neither in force nor the one before
+  local release kept
+  kept=" $(in_force current) $(in_force previous) "
+  for release in "$OPT"/releases/*; do
+    case $kept in
+      *" $(basename "$release") "*) ;;
+      *) rm -rf "$release" ;;
+    esac
+  done
+}
+
+# -- what is this sensor's ---------------------------------------------------------------------------------
+
+make_user() {
+  put "$1/systemd/edgetag.sysusers" "$SYSUSERS" 644 root:root
+  systemd-sysusers "$SYSUSERS"
+  install --directory --mode=750 --owner=root --group=edgetag "$ETC"
+  install --directory --mode=700 --owner=root --group=root "$CREDENTIALS"
+}
+
+first_configuration() {
+  local scratch
+  [ ! -e "$ETC/edgetag.yaml" ] || return 0
+  scratch=$(mktemp -p "$private")
+  cat - "$here/deploy/edgetag.yaml" >"$scratch" <<'END'
+# This sensor's own. Edit at least sensor.id, audio.device and mqtt.url, then: sudo edgetag-doctor
+# and: sudo systemctl restart edgetag
+#
+END
+  # Who reads a journal wants to know when a microphone was opened and a broker reached.
+  sed -i 's/^  level: warning$/  level: info/' "$scratch"
+  put "$scratch" "$ETC/edgetag.yaml" 640 root:edgetag
+}
+
+take_identity() { # FILE
+  local folder file
+  folder=$(mktemp -d -p "$private")
+  tar --extract --no-same-owner --strip-components=1 --directory="$folder" --file="$1"
+  for file in "$folder"/ca.crt "$folder"/sensor.crt; do
+    [ ! -f "$file" ] || put "$file" "$ETC/$(basename "$file")" 640 root:edgetag
+  done
+  for file in "$folder"/edgetag.mqtt-*; do
+    put "$file" "$CREDENTIALS/$(basename "$file")" 600 root:root
+  done
+  [ ! -f "$folder/edgetag.yaml" ] || take_configuration "$folder/edgetag.yaml"
+}
+
+take_configuration() { # FILE
+  if [ ! -e "$ETC/edgetag.yaml" ]; then
+    put "$1" "$ETC/edgetag.yaml" 640 root:edgetag
+  elif ! cmp --silent "$1" "$ETC/edgetag.yaml"; then
+    put "$1" "$ETC/edgetag.yaml.new" 640 root:edgetag
+    say "$ETC/edgetag.yaml was kept; the identity's own is beside it as edgetag.yaml.new"
+  fi
+}
+
+install_appliance() { # SHARE
+  local file
+  for file in "$1"/deploy/appliance/*.conf.d/*.conf; do
+    put "$file" "/etc/systemd/$(basename "$(dirname "$file")")/$(basename "$file")" 644 root:root
+  done
+  ! runs_systemd || systemctl daemon-reexec
+  ! runs_systemd || systemctl try-restart systemd-journald.service
+}
+
+remove_appliance() { # SHARE
+  local file
+  for file in "$1"/deploy/appliance/*.conf.d/*.conf; do
+    rm -f "/etc/systemd/$(basename "$(dirname "$file")")/$(basename "$file")"
+  done
+}
+
+# -- the service -------------------------------------------------------------------------------------------
+
+runs_systemd() {
+  [ -d /run/systemd/system ]
+}
+
+start() { # true once it says that it is ready
+  local waited_s
+  systemctl reset-failed "$UNIT" 2>/dev/null || true
+  systemctl start --no-block "$UNIT"
+  for ((waited_s = 0; waited_s < READY_LIMIT_S; waited_s++)); do
+    case $(systemctl show --property=ActiveState --value "$UNIT") in
+      active) return 0 ;;
+      failed) return 1 ;;
+    esac
+    [ "$(systemctl show --property=NRestarts --value "$UNIT")" = 0 ] || return 1
+    sleep 1
+  done
+  return 1
+}
+
+examined() { # NAME REPORT: `edgetag doctor` of that release, as the service, an object a line
+  local release=$OPT/releases/$1
+  "$release/share/deploy/edgetag-doctor" --release "$release" --json >"$2" || true
+  grep --quiet '^{"check":' "$2"
+}
+
+checks() { # REPORT VERDICT…: their names
+  local report=$1 verdicts
+  shift
+  verdicts=$(IFS='|' && echo "$*")
+  sed --quiet --regexp-extended "s/^\{\"check\":\"([^\"]*)\",\"verdict\":\"($verdicts)\".*/\1/p" "$report" | sort
+}
+
+worse() { # NEW OLD: the checks that the new release's doctor fails and the old one's passes
+  local new=$private/new.json old=$private/old.json
+  if examined "$1" "$new" && [ -z "$(checks "$new" failed)" ]; then return; fi
+  examined "$2" "$old" || return 0
+  if [ -s "$new" ]; then comm -12 <(checks "$new" failed) <(checks "$old" ok warning); else echo "the doctor itself"; fi
+}
+
+exchange() { # NEW OLD: the service of the one for that of the other, or, by `finish`, back
+  local failed
+  fallback=$2 fallback_previous=$(in_force previous)
+  systemctl stop "$UNIT"
+  say "asking the doctor of $1"
+  failed=$(worse "$1" "$2" | paste --serial --delimiters=,)
+  [ -z "$failed" ] || fail "$1 fails what $2 passes ($failed)" "$ROLLED_BACK"
+  link "releases/$2" "$OPT/previous"
+  activate "$1"
+  start || fail "the service of $1 does not become ready: $(last_words)" "$ROLLED_BACK"
+  fallback=
+}
+
+last_words() {
+  journalctl --unit="$UNIT" --lines=3 --output=cat --no-pager 2>/dev/null | paste --serial --delimiters=' '
+}
+
+finish() { # whatever happened: nothing half done stays, and a service that was stopped runs
+  local exit_code=$?
+  trap '' INT TERM HUP
+  set +e
+  if [ -n "$fallback" ]; then
+    activate "$fallback"
+    if [ -n "$fallback_previous" ]; then link "releases/$fallback_previous" "$OPT/previous"; else rm -f "$OPT/previous"; fi
+    prune
+    systemctl start --no-block "$UNIT"
+    say "$fallback is in force"
+  fi
+  [ -z "$building" ] || rm -rf "$building" "$building.sums"
+  [ -z "$private" ] || rm -rf "$private"
+  exit "$exit_code"
+}
+
+# -- the three actions -------------------------------------------------------------------------------------
+
+install_release() {
+  local name version old
+  check_archive
+  check_root
+  check_machine
+  [ -z "$identity" ] || check_identity "$identity"
+  alone
+  version=$(basename "$here"/wheels/edgetag-*.whl | cut -d- -f2)
+  name=$version-$(sha256sum "$here/SHA256SUMS" | cut -c1-8)
+  old=$(in_force current)
+  intact "$OPT/releases/$name" || check_disk
+  install_packages
+  intact "$OPT/releases/$name" || build "$OPT/releases/$name"
+  make_user "$OPT/releases/$name/share"
+  [ -z "$identity" ] || take_identity "$identity"
+  first_configuration
+  [ -z "$with_appliance" ] || install_appliance "$OPT/releases/$name/share"
+  put_in_force "$name" "$old"
+  prune
+  if [ -n "$no_start" ] || ! runs_systemd; then
+    say "installed and enabled, not started: it starts when this system boots"
+    return
+  fi
+  report
+}
+
+put_in_force() { # NEW OLD
+  if [ -z "$no_start" ] && runs_systemd; then
+    if [ -n "$2" ] && [ "$1" != "$2" ]; then
+      exchange "$1" "$2"
+    else
+      activate "$1"
+      if [ -n "$changed" ]; then systemctl stop "$UNIT"; fi
+      start || not_ready=1
+    fi
+  else
+    if [ -n "$2" ] && [ "$1" != "$2" ]; then link "releases/$2" "$OPT/previous"; fi
+    activate "$1"
+  fi
+}
+
+report() {
+  local is_fit=1
+  if [ -n "$not_ready" ]; then say "the service is not ready: $(last_words)"; fi
+  "$DOCTOR" || is_fit=
+  say "its log: journalctl -u edgetag -f; its configuration: $ETC/edgetag.yaml, then systemctl restart edgetag"
+  if [ -z "$is_fit" ] || [ -n "$not_ready" ]; then exit "$UNHEALTHY"; fi
+}
+
+rollback() {
+  local new old
+  check_root
+  alone
+  new=$(in_force previous) old=$(in_force current)
+  if [ -z "$new" ] || [ "$new" = "$old" ]; then fail "no release before this one is kept" "$UNSUITABLE"; fi
+  link "releases/$old" "$OPT/previous"
+  ! runs_systemd || systemctl stop "$UNIT"
+  activate "$new"
+  say "$new is in force"
+  ! runs_systemd || start || fail "its service does not become ready: $(last_words)" "$UNHEALTHY"
+}
+
+uninstall() {
+  check_root
+  alone
+  [ ! -e "$UNITS/$UNIT" ] || systemctl --quiet disable "$UNIT"
+  ! runs_systemd || systemctl stop "$UNIT" 2>/dev/null || true
+  remove_appliance "$OPT/current/share"
+  rm -f "$UNITS"/edgetag.service "$UNITS"/edgetag.timer "$SYSUSERS" "$RULES" "$COMMAND" "$DOCTOR"
+  rm -rf "$OPT" /run/edgetag
+  ! runs_systemd || systemctl daemon-reload
+  [ ! -e /run/udev/control ] || udevadm control --reload
+  if [ -z "$purge" ]; then
+    say "uninstalled; configuration, credentials and outbox are kept ($ETC, $CREDENTIALS/edgetag.*, $STATE)"
+    return
+  fi
+  rm -rf "$ETC" "$STATE"
+  rm -f "$CREDENTIALS"/edgetag.*
+  ! id edgetag >/dev/null 2>&1 || userdel edgetag
+  say "uninstalled, with configuration, credentials and outbox"
+}
+
+alone() { # a second install.sh does not get in between; and a place that is no disk's, for secrets
+  exec 9>/run/edgetag-install.lock
+  flock --nonblock 9 || fail "another install.sh is running"
+  private=$(mktemp --directory /run/edgetag-install.XXXXXX)
+}
+
+main() {
+  local action=install_release
+  here=$(cd "$(dirname "$0")" && pwd)
+  identity='' with_appliance='' no_start='' purge=''
+  changed='' not_ready='' building='' fallback='' fallback_previous='' private=''
+  while [ $# -gt 0 ]; do
+    case $1 in
+      --help | -h) usage && exit ;;
+      --identity)
+        [ $# -gt 1 ] || fail "--identity needs a file" "$USAGE"
+        identity=$2
+        shift
+        ;;
+      --appliance) with_appliance=1 ;;
+      --no-start) no_start=1 ;;
+      --rollback) action=rollback ;;
+      --uninstall) action=uninstall ;;
+      --purge) purge=1 ;;
+      *) fail "$1 is no option; --help says what there is" "$USAGE" ;;
+    esac
+    shift
+  done
+  [ -z "$purge" ] || [ "$action" = uninstall ] || fail "--purge goes with --uninstall only" "$USAGE"
+  umask 022
+  unset PYTHONPATH PYTHONHOME
+  export LC_ALL=C.UTF-8 PATH=/usr/sbin:/usr/bin:/sbin:/bin
+  trap finish EXIT
+  trap 'exit 130' INT
+  trap 'exit 143' TERM
+  trap 'exit 129' HUP
+  "$action"
+}
+
+main "$@"
