@@ -1,17 +1,21 @@
-"""What a sensor's machine finds at its lamp post: a street to hear, a broker, and somebody who hears that.
+"""What a sensor's machine finds at its lamp post: a street to hear, a broker, and somebody who reads there.
 
 ```
 street.service ─ pacat ─> microphone.service ─ ALSA's pulse plugin ─> PortAudio "default" ─> edgetag
-    60 s, for ever          a PulseAudio for the group audio                                    │
-/var/lib/witness/heard <─ witness.service: mosquitto_sub, with a lasting session <─ mosquitto <─┘
+    60 s, for ever          a PulseAudio for the group audio                              TLS   │
+/var/lib/reader/heard <─ reader.service: mosquitto_sub, with a lasting session <─ mosquitto <───┘
 ```
 
-The units are the machine's own: they start at every boot unless they were disabled, before or after edgetag,
-as it comes. The microphone can be pulled out, and it can hang (see `sound_server`).
+The broker is the one of `deploy/mosquitto`; authority and identities are `deploy/provision.sh`'s. The units are
+machine's own: they start at every boot unless they were disabled, before or after edgetag, as it comes. The
+microphone can be pulled out, and it can hang (see `sound_server`).
 """
 
 import json
+import shutil
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,13 +23,15 @@ from numpy.typing import NDArray
 
 from system.machine import Machine
 
-SENSOR, PASSWORD = "lamp-17", "a-password-of-the-sensor"
-_WITNESS, _WITNESS_PASSWORD = "witness", "another-password"
+SENSOR = "lamp-17"
+BROKER = "localhost"
+READER = "dashboard"  # whom deploy/mosquitto/acl knows
+_DEPLOY = Path(__file__).parents[2] / "deploy"
 _SOCKET = "/run/street/socket"
 
 _FILES = {
     "etc/hostname": f"{SENSOR}\n",
-    "etc/hosts": f"127.0.0.1 localhost\n127.0.1.1 {SENSOR}\n",
+    "etc/hosts": f"127.0.0.1 {BROKER}\n127.0.1.1 {SENSOR}\n",
     "etc/asound.conf": f"""\
 pcm.!default {{ type pulse server "unix:{_SOCKET}" device "street.monitor" hint {{ show on }} }}
 ctl.!default {{ type pulse server "unix:{_SOCKET}" }}
@@ -61,31 +67,24 @@ RestartSec=100ms
 [Install]
 WantedBy=microphone.service
 """,
-    "etc/systemd/system/witness.service": f"""\
+    "etc/systemd/system/reader.service": f"""\
 [Unit]
 StartLimitIntervalSec=0
 [Service]
-StateDirectory=witness
-ExecStart=sh -c 'exec mosquitto_sub -V 5 -i witness -c -x 86400 -q 1 -u {_WITNESS} -P {_WITNESS_PASSWORD} \\
-  -t sonyc/v1/# -F "%%U\\t%%r\\t%%t\\t%%p" >>/var/lib/witness/heard'
+StateDirectory=reader
+ExecStart=sh -c 'exec mosquitto_sub -V 5 -i {READER} -c -x 86400 -q 1 -h {BROKER} -p 8883 \\
+  --cafile /etc/mosquitto/edgetag/ca.crt -u {READER} -P "$(cat /root/{READER}.password)" \\
+  -t sonyc/v1/# -F "%%U\\t%%r\\t%%t\\t%%p" >>/var/lib/reader/heard'
 Restart=always
 RestartSec=100ms
 [Install]
 WantedBy=multi-user.target
 """,
-    "etc/mosquitto/conf.d/street.conf": """\
-listener 1883
-allow_anonymous false
-password_file /etc/mosquitto/passwords
-max_queued_messages 0
-autosave_interval 1
-autosave_on_changes true
-""",
 }
 
 
 class Heard(NamedTuple):
-    """A message as the witness had it, at a time in seconds since 1970; `kind` is its topic's last word."""
+    """A message as the reader had it, at a time in seconds since 1970; `kind` is its topic's last word."""
 
     at_s: float
     retained: bool
@@ -107,16 +106,28 @@ class LampPost:
         (machine.root / "var/lib/street").mkdir()
         pcm = np.round(street * 32_767).astype("<i2")
         (machine.root / "var/lib/street/street.raw").write_bytes(pcm.tobytes())
+        self._provision()
+
+    def _provision(self) -> None:
+        """The identity that `install.sh` is to be given is `/root/lamp-17.tar`."""
+        home, etc = self._machine.root / "root", self._machine.root / "etc/mosquitto"
+        for task in ((SENSOR, "--broker", BROKER), ("--server", BROKER), ("--reader", READER)):
+            command = [_DEPLOY / "provision.sh", *task, "--ca", home / "ca", "--out", home]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        shutil.copy(_DEPLOY / "mosquitto/edgetag.conf", etc / "conf.d")
+        (etc / "edgetag").mkdir()
+        for file in (home / "ca").iterdir():
+            if file.name in ("ca.crt", "ca.crl", "passwords"):
+                shutil.copy(file, etc / "edgetag")
+        for file in (_DEPLOY / "mosquitto/acl", home / "server.crt", home / "server.key"):
+            shutil.copy(file, etc / "edgetag")
 
     def set_up(self) -> None:
         """Once, after the first boot: everything runs then, and at every boot from now on."""
-        passwords = "/etc/mosquitto/passwords"
-        for options in (["-c", "-b"], ["-b"]):
-            user, password = (SENSOR, PASSWORD) if "-c" in options else (_WITNESS, _WITNESS_PASSWORD)
-            self._machine.run("mosquitto_passwd", *options, passwords, user, password)
-        self._machine.run("chown", "mosquitto", passwords)
+        self._machine.run("chgrp", "--recursive", "mosquitto", "/etc/mosquitto/edgetag")
+        self._machine.run("chmod", "--recursive", "g=rX", "/etc/mosquitto/edgetag")
         self._machine.run("systemctl", "restart", "mosquitto")
-        self._machine.run("systemctl", "enable", "--now", "microphone", "street", "witness")
+        self._machine.run("systemctl", "enable", "--now", "microphone", "street", "reader")
 
     def heard(self, kind: str, since_s: float = 0) -> list[Heard]:
         """Messages of one kind (`tags`, `events`, `status`, `info`, `health`), in order."""
@@ -144,7 +155,7 @@ class LampPost:
         self._machine.run("systemctl", "start", "microphone")
 
     def _heard(self) -> Iterator[Heard]:
-        file = self._machine.root / "var/lib/witness/heard"
+        file = self._machine.root / "var/lib/reader/heard"
         lines = file.read_text().splitlines(keepends=True) if file.exists() else []
         for line in lines:
             if line.endswith("\n"):

@@ -18,7 +18,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -26,11 +25,9 @@ import soundfile
 from numpy.typing import NDArray
 
 from conftest import SHARED
-from edgetag import Tagger
-from edgetag.contract.frontend import SAMPLE_RATE_HZ, WINDOW_S, WINDOW_SAMPLES
+from edgetag.contract.frontend import SAMPLE_RATE_HZ, WINDOW_S
 from edgetag.demo.scene import street_scene
-from edgetag.dsp.level import LevelMeter
-from edgetag.tagging.tagger import Analysis
+from system.recording import LEVEL_TOLERANCE_DB, TOLERANCE, Recording, difference, heard_level
 from system.sensor import Said, Sensor, utc_s
 from system.sound_server import SoundServer, needs_sound_server
 
@@ -209,66 +206,6 @@ def lived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lived]:
 # -- what is heard ---------------------------------------------------------------------------------------
 
 
-class Reference:
-    """What is played, as `edgetag` tags it without a microphone, at any place in it."""
-
-    def __init__(self) -> None:
-        self._tagger = Tagger.load(variant=VARIANT)
-        self._level = LevelMeter()
-        self._samples = what_is_played()
-
-    def analysis(self, start_s: float) -> Analysis:
-        return self._tagger.analyse(self._window(start_s))
-
-    def level(self, start_s: float) -> NDArray[np.float64]:
-        level = self._level(self._window(start_s), ())
-        return np.array([level.laeq_db, level.lafmax_db, level.la10_db, level.la90_db])
-
-    def near(self, id: str, probability: float, tolerance: float) -> bool:
-        """Whether a tag's decision hangs by less than the tolerance."""
-        return abs(probability - self._tagger.thresholds[id]) < tolerance
-
-    def duration_s(self) -> float:
-        return len(self._samples) / SAMPLE_RATE_HZ
-
-    def _window(self, start_s: float) -> Signal:
-        start = round(start_s * SAMPLE_RATE_HZ)
-        return self._samples[start : start + WINDOW_SAMPLES]
-
-
-def heard_level(event: dict[str, Any]) -> NDArray[np.float64]:
-    return np.array([event["level"][key] for key in ("laeq_db", "lafmax_db", "la10_db", "la90_db")])
-
-
-def difference(found: Analysis, event: dict[str, Any]) -> float:
-    """Largest between two sets of probabilities."""
-    assert (found.coarse.keys(), found.fine.keys()) == (event["coarse"].keys(), event["fine"].keys())
-    expected = found.coarse | found.fine
-    return max(abs(expected[id] - p) for id, p in (event["coarse"] | event["fine"]).items())
-
-
-def where(reference: Reference, events: list[dict[str, Any]], near_s: float) -> float:
-    """At which second of what is played the first window begins, to a millisecond.
-
-    By the levels of four windows, then by the probabilities of two: nothing else says it.
-    """
-    some = [(k * HOP_S, events[k]) for k in range(0, len(events), max(1, len(events) // 4))]
-
-    def level_error(start_s: float) -> float:
-        return sum(
-            float(np.abs(reference.level(start_s + s) - heard_level(event)).sum()) for s, event in some
-        )
-
-    def tag_error(start_s: float) -> float:
-        return max(difference(reference.analysis(start_s + s), event) for s, event in some[:2])
-
-    roughly_s = min(np.arange(max(0.0, near_s - 0.5), near_s + 0.5, 0.01), key=level_error)
-    return float(min(np.arange(max(0.0, roughly_s - 0.025), roughly_s + 0.025, 0.001), key=tag_error))
-
-
-TOLERANCE = 0.02  # a millisecond's; 0.004 was measured. A tenth of a second makes 0.1 and more
-
-
 def test_what_is_played_is_tagged_as_the_recording_itself(lived: Lived) -> None:
     """One offset explains every window's tags and levels, also those after the server hung: a sample that
     was lost or spliced would move it. Any other offset does not.
@@ -277,25 +214,27 @@ def test_what_is_played_is_tagged_as_the_recording_itself(lived: Lived) -> None:
     windows    [------------------)
                     [------------------)              each where the first one and the hop say
     """
-    story, reference = lived(day), Reference()
+    story, recording = lived(day), Recording(what_is_played(), VARIANT)
     told = [said.message for said in story.tags("played", "killed")]
     near_s = utc_s(told[0]["start"]) - story.marks["played"]
-    n_within = int((reference.duration_s() - near_s - 1 - WINDOW_S) / HOP_S)
+    n_within = int((recording.duration_s() - near_s - 1 - WINDOW_S) / HOP_S)
     events = told[:n_within]
     assert n_within >= 10
-    start_s = where(reference, events, near_s)
+    start_s = recording.where(events, HOP_S, near_s)
     for k, event in enumerate(events):
-        found = reference.analysis(start_s + k * HOP_S)
+        found = recording.analysis(start_s + k * HOP_S)
         assert event["verdict"] == "tagged"
         assert difference(found, event) < TOLERANCE
-        assert heard_level(event) == pytest.approx(reference.level(start_s + k * HOP_S), abs=0.1)
+        assert heard_level(event) == pytest.approx(
+            recording.level(start_s + k * HOP_S), abs=LEVEL_TOLERANCE_DB
+        )
         for id, probability in found.coarse.items():
-            if not reference.near(id, probability, TOLERANCE):
+            if not recording.near(id, probability, TOLERANCE):
                 assert (id in event["active"]) == (id in found.active)
     assert {id for event in events for id in event["active"]}
     for wrong_s in (0.1, 0.5, 1.0):
         errors = [
-            difference(reference.analysis(start_s + wrong_s + k * HOP_S), e) for k, e in enumerate(events)
+            difference(recording.analysis(start_s + wrong_s + k * HOP_S), e) for k, e in enumerate(events)
         ]
         assert max(errors) > 2 * TOLERANCE
 
