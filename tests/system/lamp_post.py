@@ -6,9 +6,9 @@ street.service ─ pacat ─> microphone.service ─ ALSA's pulse plugin ─> Po
 /var/lib/reader/heard <─ reader.service: mosquitto_sub, with a lasting session <─ mosquitto <───┘
 ```
 
-The broker is the one of `deploy/mosquitto`; authority and identities are `deploy/provision.sh`'s. The units are
-machine's own: they start at every boot unless they were disabled, before or after edgetag, as it comes. The
-microphone can be pulled out, and it can hang (see `sound_server`).
+The broker is the one of `deploy/mosquitto`, its authority and the identities are `deploy/provision.sh`'s. The
+units are the machine's own: they start at every boot unless they were disabled, before or after edgetag, as it
+comes. The microphone can be pulled out, and it can hang (see `sound_server`).
 """
 
 import json

@@ -69,6 +69,7 @@ mount -t tmpfs -o nosuid,nodev,mode=1777 tmpfs dev/shm
 pivot_root . .
 umount --lazy .
 cd /
+mount --make-rshared /
 cat /proc/sys/kernel/random/uuid >/run/boot_id
 mount --bind /run/boot_id /proc/sys/kernel/random/boot_id
 exec {" ".join((*_ENVIRONMENT, "container=edgetag", *_NO_RIGHTS_OVER_THE_HOST))} /lib/systemd/systemd --system
