@@ -1,12 +1,13 @@
 """What `deploy/mosquitto/` ships, in a real Mosquitto: its README's commands, configuration and rights.
 
 The commands run as they are written, in a copy of the folder, but for the values in the README's first lines;
-the port is another one. Where this runs as root, Mosquitto runs as its own user, as in Debian.
+the ports are other ones. Where this runs as root, Mosquitto runs as its own user, as in Debian.
 """
 
 import base64
 import dataclasses
 import grp
+import json
 import os
 import re
 import shlex
@@ -15,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -28,7 +30,6 @@ from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from edgetag.config import read_settings
 from edgetag.contract.errors import NetworkError
 from edgetag.contract.event import encode
 from edgetag.delivery.address import BrokerAddress
@@ -38,12 +39,13 @@ from edgetag.delivery.mqtt import MqttPublisher
 from fakes import bundle_info, tags_event
 from system.test_mosquitto import find
 
-DEPLOY = Path(__file__).parents[2] / "deploy" / "mosquitto"
+DEPLOY = Path(__file__).parents[2] / "deploy"
+README = DEPLOY / "mosquitto" / "README.md"
 WAIT_S = 20  # for what must happen
 Version = Literal["5", "3.1.1"]
 VERSIONS: list[Version] = ["5", "3.1.1"]
 
-SENSOR, OTHER = "b827eb42bd4a", "lamp-2"
+SENSOR, OTHER, CERTIFIED = "b827eb42bd4a", "lamp-2", "lamp-17"  # the last has a certificate
 N_KEPT = 1500  # messages; more than the 1,000 that Mosquitto keeps for a reader unless it is told otherwise
 KINDS = ["status", "info", "tags", "events", "health", "homeassistant/tag_1", "doctor"]
 
@@ -61,24 +63,33 @@ class Site:
     """A broker's machine, in `folder`: the README was followed there."""
 
     def __init__(self, folder: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.port: int = probe.getsockname()[1]
-        self.folder = folder
-        self.etc = folder / "etc"
+        self.folder = folder / "mosquitto"
+        self.port, self.certificates_port = free_port(), free_port()
+        self.etc = self.folder / "etc"
         self.group = "mosquitto" if os.geteuid() == 0 else grp.getgrgid(os.getegid()).gr_name
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        shutil.copytree(DEPLOY, self.folder, dirs_exist_ok=True)
+        shutil.copytree(DEPLOY, self.folder.parent, dirs_exist_ok=True)
         (self.etc / "conf.d").mkdir(parents=True)
         (self.folder / "state").mkdir()
         if os.geteuid() == 0:
             shutil.chown(self.folder / "state", "mosquitto")
-        self.run(*_blocks("sh"), f"add {OTHER}", "add homeassistant", "add admin")
-        conf = self.etc / "conf.d" / "edgetag.conf"
-        conf.write_text(_changed(conf.read_text(), "listener 8883", f"listener {self.port} 127.0.0.1"))
+        self.run(*_blocks("sh"))
+        readers = [f"../provision.sh --reader {name}" for name in ("homeassistant", "admin")]
+        self.administer(f"../provision.sh {OTHER} --broker $HOST", *readers)
+        for name, before, port in (
+            ("edgetag.conf", "listener 8883", self.port),
+            ("edgetag-certificates.conf", "listener 8884", self.certificates_port),
+        ):
+            conf = self.etc / "conf.d" / name
+            conf.write_text(_changed(conf.read_text(), before, f"listener {port} 127.0.0.1"))
         self.start()
         return self
+
+    def administer(self, *commands: str) -> None:
+        """What the README says of later changes, but for the reload."""
+        self.run(_blocks("sh")[0], *commands, "tell_broker")
 
     def run(self, *commands: str) -> None:
         """In one shell, as an administrator would; what the README defines in its first lines is set."""
@@ -128,12 +139,28 @@ class Site:
         self._process.terminate()
         self._process.wait(WAIT_S)
 
+    def identity(self, sensor: str) -> Path:
+        """A folder with what `provision.sh` made for it, unpacked as the sensor would; none for a reader."""
+        if (tar := self.folder / f"{sensor}.tar").exists():
+            with tarfile.open(tar) as archive:
+                archive.extractall(self.folder / "unpacked", filter="data")
+        return self.folder / "unpacked" / sensor
+
     def password(self, user: str) -> str:
-        return (self.folder / "passwords" / user).read_text().strip()
+        reader = self.folder / f"{user}.password"
+        file = reader if reader.exists() else self.identity(user) / "edgetag.mqtt-password"
+        return file.read_text().strip()
+
+    def certificate(self, user: str) -> list[str]:
+        """The files with its certificate and key; none if it has a password."""
+        files = [self.identity(user) / name for name in ("sensor.crt", "edgetag.mqtt-key")]
+        return [str(file) for file in files if file.exists()]
 
     def address(self, user: str | None, password: str | None = None) -> BrokerAddress:
-        """The broker's, with the user's own password if no other is given."""
+        """Where this user logs in, with its own password if it has one and no other is given."""
         if user is not None and password is None:
+            if self.certificate(user):
+                return BrokerAddress("localhost", self.certificates_port, scheme="mqtts")
             password = self.password(user)
         return BrokerAddress("localhost", self.port, user, password, "mqtts")
 
@@ -141,13 +168,19 @@ class Site:
     def ca_file(self) -> str:
         return str(self.folder / "ca" / "ca.crt")
 
-    def how(self, version: Version = "5") -> Connecting:
-        return Connecting(version=version, tls=Tls(ca_file=self.ca_file))
+    def how(self, version: Version = "5", user: str = SENSOR) -> Connecting:
+        return Connecting(version=version, tls=Tls(self.ca_file, *self.certificate(user)))
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+    return port
 
 
 def _blocks(language: str) -> list[str]:
     """What the README has in this language."""
-    return re.findall(rf"```{language}\n(.*?)```", (DEPLOY / "README.md").read_text("utf-8"), re.DOTALL)
+    return re.findall(rf"```{language}\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
 
 
 def _changed(text: str, before: str, after: str) -> str:
@@ -203,7 +236,7 @@ class Peer:
                 client.will_set(will, b"will", 1)
 
         self.client, self.limits = connect(
-            site.address(user), client_id, dataclasses.replace(site.how(version), **how), prepare
+            site.address(user), client_id, dataclasses.replace(site.how(version, user), **how), prepare
         )
 
     def __enter__(self) -> Self:
@@ -253,18 +286,21 @@ class Peer:
 
 def test_no_secret_of_the_broker_is_for_everybody(site: Site) -> None:
     """And the broker has no password, only what proves one."""
-    for file in (site.etc / "edgetag").iterdir():
-        assert file.stat().st_mode & 0o007 == 0, file
-    assert (site.folder / "ca" / "ca.key").stat().st_mode & 0o077 == 0
-    assert (site.folder / "passwords").stat().st_mode & 0o007 == 0
-    assert (site.folder / "passwords" / SENSOR).stat().st_mode & 0o007 == 0
+    installed = list((site.etc / "edgetag").iterdir())
+    assert {file.name for file in installed} == {
+        *("acl", "passwords", "server.key", "server.crt", "ca.crt", "ca.crl")
+    }
+    assert all(file.stat().st_mode & 0o007 == 0 for file in installed)
+    for file in ("ca/ca.key", "ca", f"{SENSOR}.tar", f"{CERTIFIED}.tar", "dashboard.password"):
+        assert (site.folder / file).stat().st_mode & 0o077 == 0, file
     hashes = (site.etc / "edgetag" / "passwords").read_text()
+    assert CERTIFIED not in hashes
     for user in (SENSOR, OTHER, "dashboard"):
-        assert f"{user}:$7$" in hashes
+        assert f"{user}:$6$" in hashes
         assert site.password(user) not in hashes
 
 
-def test_the_certificate_is_good_for_the_strictest_reader(site: Site) -> None:
+def test_the_brokers_certificate_is_good_for_the_strictest_reader(site: Site) -> None:
     strictly = ["-x509_strict", "-purpose", "sslserver", "-verify_hostname", "localhost"]
     certificate = site.etc / "edgetag" / "server.crt"
     subprocess.run(
@@ -292,6 +328,39 @@ def test_nobody_gets_in_without_the_right_password(
         connect(site.address(user, stolen), "whatever", site.how(version))
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_password_is_no_certificate(site: Site, version: Version) -> None:
+    """And the broker's own certificate is no sensor's."""
+    address = dataclasses.replace(site.address(SENSOR), port=site.certificates_port)
+    with pytest.raises(NetworkError, match="wants a client certificate"):
+        connect(address, SENSOR, site.how(version))
+    server = [str(site.folder / "ca" / f"server.{kind}") for kind in ("crt", "key")]
+    with pytest.raises(NetworkError, match="does not accept our certificate"):
+        connect(address, SENSOR, Connecting(version=version, tls=Tls(site.ca_file, *server)))
+
+
+def test_a_certificate_is_no_password(site: Site) -> None:
+    """Where those are asked for; also if it says whose it is."""
+    for user in (None, CERTIFIED):
+        with pytest.raises(RefusedError):
+            connect(BrokerAddress("localhost", site.port, user, None, "mqtts"), "a", site.how(user=CERTIFIED))
+
+
+def test_another_authoritys_certificate_is_refused(site: Site) -> None:
+    """Of the same name for a sensor of the same name."""
+    site.run(
+        _blocks("sh")[0],
+        "mkdir elsewhere",
+        f"../provision.sh {CERTIFIED} --broker $HOST --certificate --ca elsewhere/ca --out elsewhere",
+        f"tar -xf elsewhere/{CERTIFIED}.tar -C elsewhere",
+    )
+    forged = [
+        str(site.folder / "elsewhere" / CERTIFIED / name) for name in ("sensor.crt", "edgetag.mqtt-key")
+    ]
+    with pytest.raises(NetworkError, match="does not accept our certificate"):
+        connect(site.address(CERTIFIED), CERTIFIED, Connecting(tls=Tls(site.ca_file, *forged)))
+
+
 def test_there_is_no_plain_text(site: Site) -> None:
     plain = BrokerAddress("localhost", site.port, SENSOR, site.password(SENSOR))
     with pytest.raises(NetworkError, match="hung up without an answer"):
@@ -316,61 +385,93 @@ def test_who_sends_too_much_is_out(site: Site) -> None:
         peer.client.attend()
 
 
-def test_users_come_and_go_with_a_reload(site: Site) -> None:
+def gets_in(site: Site, sensor: str) -> bool:
+    """Whether it is let in, and may what a sensor may."""
+    try:
+        with Peer(site, sensor) as peer:
+            return peer.publish(f"sonyc/v1/{sensor}/tags") == ""
+    except NetworkError:
+        return False
+
+
+@pytest.mark.parametrize("kind", ["", "--certificate"])
+def test_sensors_come_and_go_with_a_reload(site: Site, kind: str) -> None:
     """Mosquitto, as the user it is by then, can read its files anew; who stays notices nothing."""
-    names, add = _blocks("sh")[0], _blocks("sh")[2].split("add b827eb42bd4a")[0]
-
-    def gets_in() -> bool:
-        try:
-            with Peer(site, "lamp-3") as peer:
-                return peer.publish("sonyc/v1/lamp-3/tags") == ""
-        except RefusedError:
-            return False
-
+    sensor = f"lamp-3{kind}"
     topic = f"sonyc/v1/{SENSOR}/doctor"
     with Peer(site, SENSOR, topic) as old:
-        site.run(names, add, "add lamp-3")
-        assert not gets_in()
+        site.administer(f"../provision.sh {sensor} --broker $HOST {kind}")
+        assert gets_in(site, sensor) == bool(kind)  # a certificate speaks for itself
         site.reload()
-        wait_until(gets_in)
-        site.run(names, 'mosquitto_passwd -D "$ETC/edgetag/passwords" lamp-3')
+        wait_until(lambda: gets_in(site, sensor))
+        site.administer(f"../provision.sh --revoke {sensor}")
+        assert gets_in(site, sensor)
         site.reload()
-        wait_until(lambda: not gets_in())
+        wait_until(lambda: not gets_in(site, sensor))
+        assert gets_in(site, CERTIFIED)
         assert old.publish(f"sonyc/v1/{OTHER}/tags") == "Not authorized"
         assert old.publish(topic) == ""
         assert old.heard(topic) == [topic]
 
 
+def test_a_renewed_certificate_is_good_beside_the_old_one(site: Site) -> None:
+    """Until somebody has been to the lamp post; a renewed password takes the place of the old one."""
+    kinds = {"lamp-4": "", "lamp-5": "--certificate"}
+    site.administer(*(f"../provision.sh {name} --broker $HOST {kind}" for name, kind in kinds.items()))
+    former_password = site.address("lamp-4")
+    site.identity("lamp-5").rename(site.folder / "unpacked" / "former")
+    site.administer(
+        "rm lamp-4.tar lamp-5.tar",
+        *(f"../provision.sh {name} --broker $HOST {kind} --renew" for name, kind in kinds.items()),
+    )
+    site.reload()
+    wait_until(lambda: gets_in(site, "lamp-4") and gets_in(site, "lamp-5"))
+    with pytest.raises(RefusedError):
+        connect(former_password, "lamp-4", site.how())
+    with Peer(site, "former") as peer:
+        assert peer.publish("sonyc/v1/lamp-5/tags") == ""
+
+
 # -- who may what ----------------------------------------------------------------------------------------
 
 
+both_kinds = pytest.mark.parametrize("own", [SENSOR, CERTIFIED])  # with a password, with a certificate
+
+
+@both_kinds
 @pytest.mark.parametrize("version", VERSIONS)
-def test_a_sensor_publishes_under_its_own_id_and_readers_get_it(site: Site, version: Version) -> None:
-    topics = [f"sonyc/v1/{SENSOR}/{kind}" for kind in KINDS]
-    with Peer(site, "dashboard", "sonyc/v1/#") as reader, Peer(site, SENSOR, version=version) as sensor:
+def test_a_sensor_publishes_under_its_own_id_and_readers_get_it(
+    site: Site, version: Version, own: str
+) -> None:
+    topics = [f"sonyc/v1/{own}/{kind}" for kind in KINDS]
+    with Peer(site, "dashboard", "sonyc/v1/#") as reader, Peer(site, own, version=version) as sensor:
         for topic in topics:
             assert sensor.publish(topic) == ""
         assert reader.heard(topics[-1]) == topics
 
 
-FORBIDDEN = [
-    *(f"sonyc/v1/{OTHER}/{kind}" for kind in KINDS),
-    "sonyc/v1/tags",
-    f"sonyc/v2/{SENSOR}/tags",
-    f"homeassistant/sensor/{OTHER}/tag_1/config",
-    f"homeassistant/switch/{SENSOR}/tag_1/config",
-    "homeassistant/status",
-    "anything",
-]
+def forbidden_to(sensor: str) -> list[str]:
+    return [
+        *(f"sonyc/v1/{OTHER}/{kind}" for kind in KINDS),
+        "sonyc/v1/tags",
+        f"sonyc/v2/{sensor}/tags",
+        f"homeassistant/sensor/{OTHER}/tag_1/config",
+        f"homeassistant/switch/{sensor}/tag_1/config",
+        "homeassistant/status",
+        "anything",
+    ]
 
 
+@both_kinds
 @pytest.mark.parametrize("version", VERSIONS)
-def test_nothing_that_a_sensor_publishes_elsewhere_reaches_anybody(site: Site, version: Version) -> None:
+def test_nothing_that_a_sensor_publishes_elsewhere_reaches_anybody(
+    site: Site, version: Version, own: str
+) -> None:
     """MQTT 5 tells it; in 3.1.1 it is acknowledged, and thrown away all the same."""
-    last = f"sonyc/v1/{SENSOR}/tags"
+    last, forbidden = f"sonyc/v1/{own}/tags", forbidden_to(own)
     answer = {"5": "Not authorized", "3.1.1": ""}[version]
-    with Peer(site, "admin", "#") as everybody, Peer(site, SENSOR, version=version) as sensor:
-        assert {topic: sensor.publish(topic) for topic in FORBIDDEN} == dict.fromkeys(FORBIDDEN, answer)
+    with Peer(site, "admin", "#") as everybody, Peer(site, own, version=version) as sensor:
+        assert {topic: sensor.publish(topic) for topic in forbidden} == dict.fromkeys(forbidden, answer)
         assert sensor.publish(last) == ""
         assert everybody.heard(last) == [last]
 
@@ -402,7 +503,7 @@ def test_a_reader_publishes_nothing(site: Site) -> None:
         Peer(site, "dashboard") as reader,
         Peer(site, SENSOR) as sensor,
     ):
-        for topic in [*own, last, *FORBIDDEN]:
+        for topic in [*own, last, *forbidden_to(SENSOR)]:
             assert reader.publish(topic) == "Not authorized"
         assert sensor.publish(last) == ""
         assert everybody.heard(last) == [last]
@@ -435,21 +536,23 @@ def test_an_administrator_sees_the_broker_and_takes_back_what_a_sensor_has_left(
         assert reader.retained == {other: b"retained"}
 
 
-def test_a_last_will_is_bound_by_the_same_rules(site: Site) -> None:
+@both_kinds
+def test_a_last_will_is_bound_by_the_same_rules(site: Site, own: str) -> None:
     """Of two sensors that die, the one that wished to speak for the other is not heard."""
     with Peer(site, "dashboard", "sonyc/v1/#") as reader:
-        for will in (f"sonyc/v1/{OTHER}/status", f"sonyc/v1/{SENSOR}/status"):
-            sensor = Peer(site, SENSOR, will=will)
+        for will in (f"sonyc/v1/{OTHER}/status", f"sonyc/v1/{own}/status"):
+            sensor = Peer(site, own, will=will)
             sensor.client.break_off()
             sensor.client.attend()
-        assert reader.heard(f"sonyc/v1/{SENSOR}/status") == [f"sonyc/v1/{SENSOR}/status"]
+        assert reader.heard(f"sonyc/v1/{own}/status") == [f"sonyc/v1/{own}/status"]
 
 
-def test_nobody_throws_another_out_by_taking_its_id(site: Site) -> None:
+@both_kinds
+def test_nobody_throws_another_out_by_taking_its_id(site: Site, own: str) -> None:
     topic = f"sonyc/v1/{OTHER}/doctor"
     with Peer(site, OTHER, topic, client_id=OTHER) as other:
-        with Peer(site, SENSOR, client_id=OTHER) as rogue:
-            assert rogue.publish(f"sonyc/v1/{SENSOR}/tags") == ""
+        with Peer(site, own, client_id=OTHER) as rogue:
+            assert rogue.publish(f"sonyc/v1/{own}/tags") == ""
             assert other.publish(topic) == ""
         assert other.heard(topic) == [topic]
 
@@ -470,28 +573,40 @@ def test_what_waits_for_a_reader_outlives_the_broker(site: Site) -> None:
 # -- edgetag there ---------------------------------------------------------------------------------------
 
 
-def test_the_configuration_in_the_readme_is_one(tmp_path: Path) -> None:
-    (text,) = _blocks("yaml")
-    file = tmp_path / "edgetag.yaml"
-    file.write_text(text)
-    settings = read_settings(file, {})
-    assert settings.sensor.id == settings.mqtt.user == SENSOR
-    assert settings.mqtt.url == "mqtts://broker.example"
+@both_kinds
+def test_what_was_provisioned_passes_the_doctor(site: Site, own: str) -> None:
+    """With nothing changed but where things lie."""
+    identity = site.identity(own)
+    text = (identity / "edgetag.yaml").read_text().replace("/etc/edgetag", str(identity))
+    config = identity / "here.yaml"
+    config.write_text(re.sub("mqtts://localhost(:8884)?", str(site.address(own)), text))
+    done = subprocess.run(
+        [sys.executable, "-m", "edgetag", "doctor", "--json", "--config", str(config)],
+        env=os.environ | {"CREDENTIALS_DIRECTORY": str(identity)},
+        stdout=subprocess.PIPE,
+        check=False,
+    )
+    verdicts = {check["check"]: check["verdict"] for check in map(json.loads, done.stdout.splitlines())}
+    assert verdicts["password"] == ("skipped" if own == CERTIFIED else "ok")
+    assert {verdicts[name] for name in ("configuration", "TLS", "MQTT login", "publish and receive")} == {
+        "ok"
+    }
 
 
 def publisher(site: Site, user: str, sensor: str, version: Version = "5") -> MqttPublisher:
     return MqttPublisher(
-        site.address(user), sensor=sensor, info=bundle_info(), boot_id="01JD", how=site.how(version)
+        site.address(user), sensor=sensor, info=bundle_info(), boot_id="01JD", how=site.how(version, user)
     )
 
 
+@both_kinds
 @pytest.mark.parametrize("version", VERSIONS)
-def test_a_sensors_events_arrive(site: Site, version: Version) -> None:
-    with Peer(site, "dashboard", f"sonyc/v1/{SENSOR}/tags") as reader:
-        with publisher(site, SENSOR, SENSOR, version) as sink:
+def test_a_sensors_events_arrive(site: Site, version: Version, own: str) -> None:
+    with Peer(site, "dashboard", f"sonyc/v1/{own}/tags") as reader:
+        with publisher(site, own, own, version) as sink:
             sink.deliver(tags_event())
-        reader.heard(f"sonyc/v1/{SENSOR}/tags")
-        assert reader.messages == [(f"sonyc/v1/{SENSOR}/tags", encode(tags_event()))]
+        reader.heard(f"sonyc/v1/{own}/tags")
+        assert reader.messages == [(f"sonyc/v1/{own}/tags", encode(tags_event()))]
 
 
 def test_the_readme_shows_a_reader_the_sensors(site: Site) -> None:
@@ -511,7 +626,7 @@ def test_the_readme_shows_a_reader_the_sensors(site: Site) -> None:
     assert "online" in line
 
 
-@pytest.mark.parametrize("user", [SENSOR, "dashboard"])
+@pytest.mark.parametrize("user", [SENSOR, CERTIFIED, "dashboard"])
 def test_whoever_poses_as_another_sensor_is_told_so(site: Site, user: str) -> None:
     with (
         pytest.raises(NetworkError, match=rf"did not accept status on sonyc/v1/{OTHER}: Not authorized"),
