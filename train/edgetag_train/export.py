@@ -54,7 +54,7 @@ from edgetag_train.fit.run import (
 )
 from edgetag_train.folder import check_room, replaced
 from edgetag_train.models.cnn import TaggingNet
-from edgetag_train.onnx_net import Feed, quantise, save_onnx
+from edgetag_train.onnx_net import Feed, hasten, quantise, save_onnx
 from edgetag_train.parity import golden_difference, measure
 
 log = structlog.get_logger("edgetag.train")
@@ -142,6 +142,8 @@ def export_run(
             calibration = draw(prepared.train, run.recipe.seed)
             parity, scored["int8"] = _write_int8(draft, calibration, judges, scored["fp32"])
             _refuse_or_warn(parity, force=force)
+        for net in nets:
+            hasten(draft.path(net, "fp32"))
         for variant in set(VARIANTS) - set(variants):
             draft.drop(variant)
         metrics = _metrics(scored[variants[-1]])

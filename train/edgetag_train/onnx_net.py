@@ -14,6 +14,8 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 from torch import nn
 
+from edgetag_train.blocks import in_blocks
+
 OPSET = 18
 REDUCE_RANGE = True
 """Weights of seven bits: for processors whose eight-bit products saturate (AVX2 without VNNI)."""
@@ -111,8 +113,16 @@ def quantise(
     )
     quantised = onnx.load(path)
     del quantised.metadata_props[:]  # of its own preparation
+    in_blocks(quantised)
     onnx.save(quantised, path)
     return kept
+
+
+def hasten(path: Path) -> None:
+    """Rewrite a file of `save_onnx` to what runs faster (see `blocks`); it cannot be quantised any more."""
+    model = onnx.load(path)
+    in_blocks(model)
+    onnx.save(model, path)
 
 
 def _layers(model: onnx.ModelProto) -> tuple[list[str], list[str]]:
