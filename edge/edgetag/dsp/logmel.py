@@ -4,8 +4,8 @@ Equal to librosa's chain (`feature.melspectrogram` with `pad_mode="constant"`, t
 `power_to_db(ref=np.max)`) to 1e-3 dB, without librosa; all buffers are allocated once.
 
 Everything is float32. Its rounding noise in the Fourier transform lies some 150 dB below a frame's own
-power, which moves a band 95 dB below that by up to 1e-3 dB: frames with so faint a band above the floor
-are transformed again, in float64. On a street that is one in twenty-five, of a pure tone all of them.
+power, which moves a band 75 dB below that by up to 1e-3 dB: frames with so faint a band above the floor
+are transformed again, in float64. On a street that is one in a hundred, of a pure tone all of them.
 """
 
 import numpy as np
@@ -29,7 +29,7 @@ from edgetag.dsp.mel import slaney_filters
 _CHUNK_FRAMES = 32  # frames with their spectra, 600 KiB: they stay in the second-level cache
 _GROUP_MELS = 16  # bands that are summed in one product, over no more bins than they reach
 _DB_PER_NEPER = np.float32(10.0 / np.log(10.0))
-_FAINT = np.float32(5e-10)  # of its frame's power: less is too little for float32
+_FAINT = np.float32(4e-8)  # of its frame's power: less is too little for float32
 _FLOOR = np.float32(10.0 ** (FLOOR_DB / 10.0))
 
 
@@ -43,8 +43,7 @@ class LogMel:
         self._hann32 = self._hann.astype(np.float32)
         self._filters = slaney_filters(SAMPLE_RATE_HZ, N_FFT, N_MELS, MEL_FMIN_HZ, MEL_FMAX_HZ)
         self._groups = [_group(self._filters, first) for first in range(0, N_MELS, _GROUP_MELS)]
-        # What every band's power weighs in the frame's: triangles of height 1 add up to 1.
-        self._shares = 1 / self._filters.max(axis=1)
+        self._unweighted = 1 / self._filters.max(axis=1)  # triangles of height 1: together they have all bins
         self._padded = np.zeros(
             WINDOW_SAMPLES + N_FFT, np.float32
         )  # centred frames: half a frame of zeros each side
@@ -96,9 +95,9 @@ class LogMel:
 
     def _faint(self) -> NDArray[np.intp]:
         """Frames with a band that is above the floor, but too far below the frame's own power."""
-        mel = self._mel
-        heard = mel > np.float32(mel.max()) * _FLOOR
-        faint = mel < (_FAINT * (mel @ self._shares))[:, None]
+        heard = self._mel > np.float32(self._mel.max()) * _FLOOR
+        power = self._mel * self._unweighted
+        faint = power < _FAINT * power.sum(axis=1, keepdims=True)
         return np.flatnonzero((heard & faint).any(axis=1))
 
     def _exact_mel_power(self, frames: NDArray[np.intp]) -> None:
