@@ -181,8 +181,12 @@ make_authority() {
         -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days "$AUTHORITY_DAYS" \
         -keyout "$work/ca.key" -out "$work/ca.crt"
     rm "$work/openssl.cnf" "$work/said"
-    mv -T "$work" "$ca" 2> /dev/null || fail "${ca@Q} holds other things than an authority: choose another --ca"
-    echo "$ca: a new authority; keep ca.key from everybody"
+    if mv -T "$work" "$ca" 2> /dev/null; then
+        echo "$ca: a new authority; keep ca.key from everybody"
+    else # somebody else was faster, or something else is there
+        [[ -e $ca/ca.key ]] || refuse "${ca@Q} holds other things than an authority: choose another --ca"
+        rm -r "$work"
+    fi
 }
 
 take_over() {
