@@ -47,10 +47,16 @@ class Sensor:
         environment: where it runs; a sound server's, for instance.
         arguments: of `edgetag run --mic`.
         under: a command that starts it in its turn.
+        python: of the environment that edgetag is installed in.
     """
 
     def __init__(
-        self, folder: Path, environment: Mapping[str, str], *arguments: str, under: tuple[str, ...] = ()
+        self,
+        folder: Path,
+        environment: Mapping[str, str],
+        *arguments: str,
+        under: tuple[str, ...] = (),
+        python: str = sys.executable,
     ) -> None:
         self.state = folder / "state"
         self.state.mkdir(parents=True)
@@ -58,7 +64,7 @@ class Sensor:
         self.logged: list[Line] = []
         self.notified: list[Line] = []
         self.notify_socket = folder / "notify"
-        self._command = [*under, sys.executable, "-m", "edgetag", "run", "--mic", *arguments]
+        self._command = [*under, python, "-m", "edgetag", "run", "--mic", *arguments]
         self._environment = {
             **environment,
             "STATE_DIRECTORY": str(self.state),
