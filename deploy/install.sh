@@ -6,7 +6,7 @@
 #   /opt/edgetag/previous -> releases/…       the one before, for --rollback
 #
 # What is interrupted, at whatever line, leaves the release before in force, and is completed by the next run: a
-# release is whole when share/MANIFEST is there, which is written last, and only then is it put in force.
+# release is built under another name, and gets its own when it is whole.
 
 set -euo pipefail
 shopt -s inherit_errexit nullglob
@@ -55,8 +55,8 @@ fail() { # SENTENCE [EXIT CODE]
 # -- what must be so ---------------------------------------------------------------------------------------
 
 check_archive() {
-  [ -e "$here/SHA256SUMS" ] || fail "this is no archive but a checkout: \`make archive\` makes one, with everything a sensor \
-needs; unpack it on the sensor and run the install.sh in there" "$USAGE"
+  [ -e "$here/SHA256SUMS" ] || fail "this is no archive but a checkout: \`make archive\` makes one, with all \
+that a sensor needs; unpack it on the sensor and run the install.sh in there" "$USAGE"
   (cd "$here" && sha256sum --check --quiet --strict SHA256SUMS) >&2 ||
     fail "the archive is damaged, as said above; copy and unpack it once more" "$UNSUITABLE"
 }
@@ -67,12 +67,12 @@ check_root() {
 
 check_machine() {
   local is has
-  has=$(dpkg-deb --field "$here"/debs/libportaudio2_*.deb Architecture)
   is=$(dpkg --print-architecture 2>/dev/null) || fail "this is no Debian: there is no dpkg" "$UNSUITABLE"
-  [ "$is" = "$has" ] || fail "the archive is for $has, this system is $is: make archive ARCH=$is, if that is amd64 or arm64" "$UNSUITABLE"
+  has=$(dpkg-deb --field "$here"/debs/libportaudio2_*.deb Architecture)
+  [ "$is" = "$has" ] || fail "the archive is for $has, this system is $is: it needs another archive" "$UNSUITABLE"
   # shellcheck source=/dev/null
   is=$(. /etc/os-release && echo "${VERSION_CODENAME-}")
-  [ "$is" = bookworm ] || fail "the archive is for Debian 12 (bookworm), this system is ${is:-something else}" "$UNSUITABLE"
+  [ "$is" = bookworm ] || fail "the archive is for Debian 12, bookworm; this system is ${is:-another}" "$UNSUITABLE"
   command -v python3 >/dev/null || fail "there is no python3: apt install python3" "$UNSUITABLE"
   is=$(python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')
   [ "$is" = 3.11 ] || fail "python3 is $is, the archive's wheels are for Debian 12's 3.11" "$UNSUITABLE"
@@ -80,12 +80,13 @@ check_machine() {
 
 check_disk() {
   local needs has
-  needs=$(du --bytes --summarize --total "$here"/wheels "$here"/debs | tail -n 1 | cut -f1)
+  mkdir --parents "$OPT/releases" 2>/dev/null || fail "$OPT cannot be written: is the root file system read-only? \
+deploy/README.md says how such a sensor is upgraded" "$UNSUITABLE"
+  needs=$(du --bytes --summarize "$here/wheels" | cut -f1)
   needs=$((needs * UNPACKED))
-  mkdir -p "$OPT"
   has=$(df --output=avail --block-size=1 "$OPT" | tail -n 1)
   [ "$has" -ge "$needs" ] ||
-    fail "$OPT has $((has / 1000000)) MB free, a release needs $((needs / 1000000)) MB; nothing was changed" "$UNSUITABLE"
+    fail "$OPT has $((has / 1000000)) MB free, a release needs $((needs / 1000000)) MB" "$UNSUITABLE"
 }
 
 check_identity() { # FILE
@@ -119,18 +120,10 @@ link() { # TARGET NAME; in one step
   changed=1
 }
 
-in_force() { # the name of the release that `current` or `previous` leads to, or nothing
+in_force() { # current|previous: the name of the release it leads to, or nothing
   local target
   target=$(readlink "$OPT/$1") || return 0
-  if whole "$OPT/$target"; then basename "$target"; fi
-}
-
-whole() { # RELEASE
-  [ -e "$1/share/MANIFEST" ]
-}
-
-intact() { # RELEASE
-  whole "$1" && (cd "$1" && sha256sum --check --status --strict share/MANIFEST)
+  [ ! -d "$OPT/$target" ] || basename "$target"
 }
 
 # -- a release ---------------------------------------------------------------------------------------------
@@ -150,36 +143,46 @@ is_installed() { # PACKAGE
   [ "$(dpkg-query --show --showformat='${db:Status-Status}' "$1" 2>/dev/null)" = installed ]
 }
 
+intact() { # RELEASE
+  [ -e "$1/share/MANIFEST" ] && (cd "$1" && sha256sum --check --status --strict share/MANIFEST)
+}
+
 build() { # RELEASE
-  local pip=("$here"/wheels/pip-*.whl)
-  say "installing $(basename "$1")"
-  rm -rf "$1"
-  mkdir -p "$OPT/releases"
-  building=$1
-  python3 -m venv --without-pip "$1"
+  local partial=$1.partial pip=("$here"/wheels/pip-*.whl)
+  rm --recursive --force "$partial"
+  python3 -m venv --without-pip "$partial"
   # pip runs from its own wheel: Debian's python3 has neither pip nor ensurepip.
-  "$1/bin/python" "${pip[0]}/pip" --isolated install --quiet --disable-pip-version-check --root-user-action=ignore \
-    --require-virtualenv --no-warn-script-location --no-cache-dir --no-index --find-links="$here/wheels" edgetag ||
+  "$partial/bin/python" "${pip[0]}/pip" --isolated install --quiet --disable-pip-version-check --no-cache-dir \
+    --root-user-action=ignore --no-warn-script-location --no-index --find-links="$here/wheels" edgetag ||
     fail "the wheels cannot be installed; pip says above why"
-  mkdir "$1/share"
-  cp -R "$here/systemd" "$here/deploy" "$1/share"
-  (cd "$1" && find . -type f -print0 | sort -z | xargs -0 sha256sum) >"$1.sums"
+  # Scripts begin with the place of their python.
+  grep --files-with-matches --binary-files=without-match "$partial" "$partial"/bin/* "$partial/pyvenv.cfg" |
+    xargs sed --in-place "s|$partial|$1|g"
+  mkdir "$partial/share"
+  cp --recursive "$here/systemd" "$here/deploy" "$partial/share"
+  (cd "$partial" && find . -type f -print0 | sort --zero-terminated | xargs -0 sha256sum) >"$partial.sums"
+  mv "$partial.sums" "$partial/share/MANIFEST"
+  sync --file-system "$partial"
+  rename_whole "$1"
+}
+
+rename_whole() { # RELEASE; one that was damaged makes room
+  [ ! -e "$1" ] || mv "$1" "$1.damaged.partial"
+  mv "$1.partial" "$1"
   sync --file-system "$1"
-  mv "$1.sums" "$1/share/MANIFEST"
-  sync --file-system "$1"
-  building=
+  changed=1
 }
 
 activate() { # NAME; what is in force, and with it what is systemd's and the user's
-  local share=$OPT/releases/$1/share unit
+  local share=$OPT/releases/$1/share unit rule
   link "releases/$1" "$OPT/current"
-  put "$share/systemd/edgetag.sysusers" "$SYSUSERS" 644 root:root
+  put "$share/systemd/edgetag.sysusers.conf" "$SYSUSERS" 644 root:root
   for unit in "$share"/systemd/*.service "$share"/systemd/*.timer; do
     put "$unit" "$UNITS/$(basename "$unit")" 644 root:root
   done
-  put "$share/deploy/$(basename "$RULES")" "$RULES" 644 root:root
+  for rule in "$share"/deploy/*.rules; do put "$rule" "$RULES" 644 root:root; done
   put "$share/deploy/edgetag-doctor" "$DOCTOR" 755 root:root
-  mkdir -p "$(dirname "$COMMAND")"
+  mkdir --parents "$(dirname "$COMMAND")"
   link "$OPT/current/bin/edgetag" "$COMMAND"
   systemctl --quiet enable "$UNIT"
   ! runs_systemd || systemctl daemon-reload
@@ -192,7 +195,7 @@ prune() { # releases that are neither in force nor the one before
   for release in "$OPT"/releases/*; do
     case $kept in
       *" $(basename "$release") "*) ;;
-      *) rm -rf "$release" ;;
+      *) rm --recursive --force "$release" ;;
     esac
   done
 }
@@ -200,7 +203,7 @@ prune() { # releases that are neither in force nor the one before
 # -- what is this sensor's ---------------------------------------------------------------------------------
 
 make_user() {
-  put "$1/systemd/edgetag.sysusers" "$SYSUSERS" 644 root:root
+  put "$1/systemd/edgetag.sysusers.conf" "$SYSUSERS" 644 root:root
   systemd-sysusers "$SYSUSERS"
   install --directory --mode=750 --owner=root --group=edgetag "$ETC"
   install --directory --mode=700 --owner=root --group=root "$CREDENTIALS"
@@ -224,6 +227,7 @@ take_identity() { # FILE
   local folder file
   folder=$(mktemp -d -p "$private")
   tar --extract --no-same-owner --strip-components=1 --directory="$folder" --file="$1"
+  [ -z "$(find "$folder" -mindepth 1 ! -type f)" ] || fail "$1 is no archive of provision.sh: it holds links" "$USAGE"
   for file in "$folder"/ca.crt "$folder"/sensor.crt; do
     [ ! -f "$file" ] || put "$file" "$ETC/$(basename "$file")" 640 root:edgetag
   done
@@ -254,7 +258,7 @@ install_appliance() { # SHARE
 remove_appliance() { # SHARE
   local file
   for file in "$1"/deploy/appliance/*.conf.d/*.conf; do
-    rm -f "/etc/systemd/$(basename "$(dirname "$file")")/$(basename "$file")"
+    rm --force "/etc/systemd/$(basename "$(dirname "$file")")/$(basename "$file")"
   done
 }
 
@@ -279,30 +283,32 @@ start() { # true once it says that it is ready
   return 1
 }
 
-examined() { # NAME REPORT: `edgetag doctor` of that release, as the service, an object a line
-  local release=$OPT/releases/$1
-  "$release/share/deploy/edgetag-doctor" --release "$release" --json >"$2" || true
-  grep --quiet '^{"check":' "$2"
+examined() { # NAME REPORT: its doctor's, as the service, an object a line; true if it came to an end
+  local release=$OPT/releases/$1 exit_code=0
+  "$release/share/deploy/edgetag-doctor" --release "$release" --json >"$2" || exit_code=$?
+  case $exit_code in
+    0 | 2 | 3 | 4 | 5) [ -s "$2" ] ;;
+    *) return 1 ;;
+  esac
 }
 
-checks() { # REPORT VERDICT…: their names
-  local report=$1 verdicts
-  shift
-  verdicts=$(IFS='|' && echo "$*")
-  sed --quiet --regexp-extended "s/^\{\"check\":\"([^\"]*)\",\"verdict\":\"($verdicts)\".*/\1/p" "$report" | sort
+checks() { # REPORT VERDICTS: the names of those that ended so
+  sed --quiet --regexp-extended "s/^\{\"check\":\"([^\"]*)\",\"verdict\":\"($2)\".*/\1/p" "$1" | sort
 }
 
 worse() { # NEW OLD: the checks that the new release's doctor fails and the old one's passes
   local new=$private/new.json old=$private/old.json
-  if examined "$1" "$new" && [ -z "$(checks "$new" failed)" ]; then return; fi
-  examined "$2" "$old" || return 0
-  if [ -s "$new" ]; then comm -12 <(checks "$new" failed) <(checks "$old" ok warning); else echo "the doctor itself"; fi
+  if ! examined "$1" "$new"; then
+    ! examined "$2" "$old" || echo "the doctor itself"
+  elif [ -n "$(checks "$new" failed)" ] && examined "$2" "$old"; then
+    comm -12 <(checks "$new" failed) <(checks "$old" 'ok|warning')
+  fi
 }
 
 exchange() { # NEW OLD: the service of the one for that of the other, or, by `finish`, back
   local failed
   fallback=$2 fallback_previous=$(in_force previous)
-  systemctl stop "$UNIT"
+  systemctl --quiet stop "$UNIT"
   say "asking the doctor of $1"
   failed=$(worse "$1" "$2" | paste --serial --delimiters=,)
   [ -z "$failed" ] || fail "$1 fails what $2 passes ($failed)" "$ROLLED_BACK"
@@ -322,13 +328,13 @@ finish() { # whatever happened: nothing half done stays, and a service that was 
   set +e
   if [ -n "$fallback" ]; then
     activate "$fallback"
-    if [ -n "$fallback_previous" ]; then link "releases/$fallback_previous" "$OPT/previous"; else rm -f "$OPT/previous"; fi
+    rm --force "$OPT/previous"
+    [ -z "$fallback_previous" ] || link "releases/$fallback_previous" "$OPT/previous"
     prune
     systemctl start --no-block "$UNIT"
     say "$fallback is in force"
   fi
-  [ -z "$building" ] || rm -rf "$building" "$building.sums"
-  [ -z "$private" ] || rm -rf "$private"
+  [ -z "$private" ] || rm --recursive --force "$private" "$OPT"/releases/*.partial*
   exit "$exit_code"
 }
 
@@ -344,9 +350,12 @@ install_release() {
   version=$(basename "$here"/wheels/edgetag-*.whl | cut -d- -f2)
   name=$version-$(sha256sum "$here/SHA256SUMS" | cut -c1-8)
   old=$(in_force current)
-  intact "$OPT/releases/$name" || check_disk
+  if ! intact "$OPT/releases/$name"; then
+    check_disk
+    say "installing $name"
+    build "$OPT/releases/$name"
+  fi
   install_packages
-  intact "$OPT/releases/$name" || build "$OPT/releases/$name"
   make_user "$OPT/releases/$name/share"
   [ -z "$identity" ] || take_identity "$identity"
   first_configuration
@@ -366,7 +375,7 @@ put_in_force() { # NEW OLD
       exchange "$1" "$2"
     else
       activate "$1"
-      if [ -n "$changed" ]; then systemctl stop "$UNIT"; fi
+      if [ -n "$changed" ] || ! systemctl --quiet is-active "$UNIT"; then systemctl --quiet stop "$UNIT"; fi
       start || not_ready=1
     fi
   else
@@ -390,7 +399,7 @@ rollback() {
   new=$(in_force previous) old=$(in_force current)
   if [ -z "$new" ] || [ "$new" = "$old" ]; then fail "no release before this one is kept" "$UNSUITABLE"; fi
   link "releases/$old" "$OPT/previous"
-  ! runs_systemd || systemctl stop "$UNIT"
+  ! runs_systemd || systemctl --quiet stop "$UNIT"
   activate "$new"
   say "$new is in force"
   ! runs_systemd || start || fail "its service does not become ready: $(last_words)" "$UNHEALTHY"
@@ -400,18 +409,18 @@ uninstall() {
   check_root
   alone
   [ ! -e "$UNITS/$UNIT" ] || systemctl --quiet disable "$UNIT"
-  ! runs_systemd || systemctl stop "$UNIT" 2>/dev/null || true
+  ! runs_systemd || systemctl --quiet stop "$UNIT" 2>/dev/null || true
   remove_appliance "$OPT/current/share"
-  rm -f "$UNITS"/edgetag.service "$UNITS"/edgetag.timer "$SYSUSERS" "$RULES" "$COMMAND" "$DOCTOR"
-  rm -rf "$OPT" /run/edgetag
+  rm --force "$UNITS"/edgetag.service "$UNITS"/edgetag.timer "$SYSUSERS" "$RULES" "$COMMAND" "$DOCTOR"
+  rm --recursive --force "$OPT" /run/edgetag
   ! runs_systemd || systemctl daemon-reload
   [ ! -e /run/udev/control ] || udevadm control --reload
   if [ -z "$purge" ]; then
     say "uninstalled; configuration, credentials and outbox are kept ($ETC, $CREDENTIALS/edgetag.*, $STATE)"
     return
   fi
-  rm -rf "$ETC" "$STATE"
-  rm -f "$CREDENTIALS"/edgetag.*
+  rm --recursive --force "$ETC" "$STATE"
+  rm --force "$CREDENTIALS"/edgetag.*
   ! id edgetag >/dev/null 2>&1 || userdel edgetag
   say "uninstalled, with configuration, credentials and outbox"
 }
@@ -426,7 +435,7 @@ main() {
   local action=install_release
   here=$(cd "$(dirname "$0")" && pwd)
   identity='' with_appliance='' no_start='' purge=''
-  changed='' not_ready='' building='' fallback='' fallback_previous='' private=''
+  changed='' not_ready='' fallback='' fallback_previous='' private=''
   while [ $# -gt 0 ]; do
     case $1 in
       --help | -h) usage && exit ;;
