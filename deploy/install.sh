@@ -186,7 +186,13 @@ activate() { # NAME; what is in force, and with it what is systemd's and the use
   link "$OPT/current/bin/edgetag" "$COMMAND"
   systemctl --quiet enable "$UNIT"
   ! runs_systemd || systemctl daemon-reload
-  [ ! -e /run/udev/control ] || udevadm control --reload
+  [ ! -e /run/udev/control ] || name_microphone
+}
+
+name_microphone() { # the rules are for what is plugged in later; so that they hold now, too
+  udevadm control --reload
+  udevadm trigger --action=change --subsystem-match=sound
+  udevadm settle
 }
 
 prune() { # releases that are neither in force nor the one before
