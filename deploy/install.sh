@@ -189,10 +189,10 @@ activate() { # NAME; what is in force, and with it what is systemd's and the use
   [ ! -e /run/udev/control ] || name_microphone
 }
 
-name_microphone() { # the rules are for what is plugged in later; so that they hold now, too
+name_microphone() { # one that is plugged in already, too
   udevadm control --reload
-  udevadm trigger --action=change --subsystem-match=sound
-  udevadm settle
+  udevadm trigger --action=change --subsystem-match=sound --settle ||
+    say "a microphone that is plugged in gets its name when it is plugged in again"
 }
 
 prune() { # releases that are neither in force nor the one before
