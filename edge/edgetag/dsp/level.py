@@ -22,21 +22,22 @@ from collections.abc import Sequence
 from itertools import chain, pairwise
 
 import numpy as np
-import scipy.fft
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from edgetag.contract.event import Level
 from edgetag.contract.frontend import SAMPLE_RATE_HZ, WINDOW_SAMPLES
+from edgetag.dsp.fourier import fast_length, irfft, rfft
 
 FLOOR_DBFS = -120.0
 """What silence reads: below any microphone's own noise, and never taken for a level of 0."""
 FAST_S = 0.125
 
-_N_PIECES = 8  # transforms of this length stay in the cache, and this many are computed side by side
+_N_PIECES = 8  # transforms of this length stay in the cache
+_N_SIDE_BY_SIDE = 4  # as many as a transform computes at once
 _PIECE_SAMPLES = WINDOW_SAMPLES // _N_PIECES
 _SETTLING_SAMPLES = SAMPLE_RATE_HZ // 10  # A-weighting rings for less than this, before and after
-_N_FFT = scipy.fft.next_fast_len(_PIECE_SAMPLES + 2 * _SETTLING_SAMPLES, real=True)
+_N_FFT = fast_length(_PIECE_SAMPLES + 2 * _SETTLING_SAMPLES)
 _SETTLED = slice(_SETTLING_SAMPLES, _SETTLING_SAMPLES + _PIECE_SAMPLES)
 _BLOCK_SAMPLES = SAMPLE_RATE_HZ // 2100
 _FLOOR_POWER = 10 ** (FLOOR_DBFS / 10)
@@ -60,9 +61,12 @@ class LevelMeter:
     """Level of windows, in dB relative to a mean square of 1 (a full-scale 1-kHz sine reads −3.01)."""
 
     def __init__(self) -> None:
-        self._weights = a_weighting(scipy.fft.rfftfreq(_N_FFT, 1 / SAMPLE_RATE_HZ)).astype(np.float32)
+        hz = np.arange(_N_FFT // 2 + 1, dtype=np.float64) * (SAMPLE_RATE_HZ / _N_FFT)
+        self._weights = a_weighting(hz).astype(np.float32)
         self._padded = np.zeros(_N_FFT + (_N_PIECES - 1) * _PIECE_SAMPLES, np.float32)
         self._pieces = sliding_window_view(self._padded, _N_FFT)[::_PIECE_SAMPLES]
+        self._spectra = np.empty((_N_SIDE_BY_SIDE, _N_FFT // 2 + 1), np.complex64)
+        self._weighted = np.empty((_N_SIDE_BY_SIDE, _N_FFT), np.float32)
         # What each sample of a block adds to the fast average at the block's end.
         decay = np.exp(-np.arange(_BLOCK_SAMPLES)[::-1] / (FAST_S * SAMPLE_RATE_HZ))
         self._share = (-np.expm1(-1 / (FAST_S * SAMPLE_RATE_HZ)) * decay).astype(np.float32)
@@ -102,11 +106,14 @@ class LevelMeter:
         Shape: [441000] -> [441000]
         """
         self._fill(samples, heard)
-        spectra = scipy.fft.rfft(self._pieces)
-        spectra *= self._weights
-        weighted = scipy.fft.irfft(spectra, _N_FFT, overwrite_x=True)
-        power: NDArray[np.float32] = np.square(weighted[:, _SETTLED]).reshape(-1)
-        return power
+        power = np.empty((_N_PIECES, _PIECE_SAMPLES), np.float32)
+        for first in range(0, _N_PIECES, _N_SIDE_BY_SIDE):
+            some = slice(first, first + _N_SIDE_BY_SIDE)
+            rfft(self._pieces[some], out=self._spectra)
+            self._spectra *= self._weights
+            irfft(self._spectra, _N_FFT, out=self._weighted)
+            np.square(self._weighted[:, _SETTLED], out=power[some])
+        return power.reshape(-1)
 
     def _fill(self, samples: NDArray[np.float32], heard: list[tuple[int, int]]) -> None:
         """The samples with lines through the gaps, and with as much before and after as the pieces reach."""

@@ -9,7 +9,6 @@ are transformed again, in float64. On a street that is one in a hundred, of a pu
 """
 
 import numpy as np
-import scipy.fft
 from numpy.typing import NDArray
 
 from edgetag.contract.frontend import (
@@ -24,6 +23,7 @@ from edgetag.contract.frontend import (
     SAMPLE_RATE_HZ,
     WINDOW_SAMPLES,
 )
+from edgetag.dsp.fourier import rfft
 from edgetag.dsp.mel import slaney_filters
 
 _CHUNK_FRAMES = 32  # frames with their spectra, 600 KiB: they stay in the second-level cache
@@ -49,6 +49,7 @@ class LogMel:
         )  # centred frames: half a frame of zeros each side
         self._frames = np.lib.stride_tricks.sliding_window_view(self._padded, N_FFT)[::HOP_SAMPLES]
         self._windowed = np.empty((_CHUNK_FRAMES, N_FFT), np.float32)
+        self._spectrum = np.empty((_CHUNK_FRAMES, 1 + N_FFT // 2), np.complex64)
         self._power = np.empty((_CHUNK_FRAMES, 1 + N_FFT // 2), np.float32)
         self._imag_power = np.empty_like(self._power)
         self._mel = np.empty((N_FRAMES, N_MELS), np.float32)
@@ -86,7 +87,7 @@ class LogMel:
         n = stop - start
         windowed, power, imag_power = self._windowed[:n], self._power[:n], self._imag_power[:n]
         np.multiply(self._frames[start:stop], self._hann32, out=windowed)
-        spectrum = scipy.fft.rfft(windowed, overwrite_x=True)
+        spectrum = rfft(windowed, out=self._spectrum[:n])
         np.square(spectrum.real, out=power)
         np.square(spectrum.imag, out=imag_power)
         power += imag_power
@@ -101,7 +102,7 @@ class LogMel:
         return np.flatnonzero((heard & faint).any(axis=1))
 
     def _exact_mel_power(self, frames: NDArray[np.intp]) -> None:
-        spectrum = scipy.fft.rfft(self._frames[frames] * self._hann, overwrite_x=True)
+        spectrum = rfft(self._frames[frames] * self._hann)
         power = np.square(spectrum.real) + np.square(spectrum.imag)
         self._mel[frames] = power.astype(np.float32) @ self._filters.T
 

@@ -5,7 +5,6 @@ published `mel_features.py` / `vggish_input.py`, whose values this reproduces.
 """
 
 import numpy as np
-import scipy.fft
 from numpy.typing import NDArray
 
 from edgetag.contract.frontend import (
@@ -21,6 +20,7 @@ from edgetag.contract.frontend import (
     VGGISH_SAMPLE_RATE_HZ,
     VGGISH_WINDOW_SAMPLES,
 )
+from edgetag.dsp.fourier import rfft
 from edgetag.dsp.mel import htk_filters
 
 _N_FRAMES = VGGISH_N_PATCHES * VGGISH_PATCH_FRAMES
@@ -55,6 +55,6 @@ class VggishLogMel:
             )
         frames = np.lib.stride_tricks.sliding_window_view(samples, VGGISH_FRAME_SAMPLES)[::VGGISH_HOP_SAMPLES]
         np.multiply(frames[:_N_FRAMES], self._hann, out=self._padded[:, :VGGISH_FRAME_SAMPLES])
-        mel = np.abs(scipy.fft.rfft(self._padded)) @ self._filters_t
+        mel = np.abs(rfft(self._padded)) @ self._filters_t
         logmel: NDArray[np.float32] = np.log(mel + np.float32(VGGISH_LOG_OFFSET))
         return logmel.reshape(VGGISH_N_PATCHES, VGGISH_PATCH_FRAMES, VGGISH_N_MELS)
