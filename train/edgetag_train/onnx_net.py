@@ -14,7 +14,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 from torch import nn
 
-from edgetag_train.blocks import in_blocks
+from edgetag_train.layout import lay_out
 
 OPSET = 18
 REDUCE_RANGE = True
@@ -113,15 +113,15 @@ def quantise(
     )
     quantised = onnx.load(path)
     del quantised.metadata_props[:]  # of its own preparation
-    in_blocks(quantised)
+    lay_out(quantised)
     onnx.save(quantised, path)
     return kept
 
 
 def hasten(path: Path) -> None:
-    """Rewrite a file of `save_onnx` to what runs faster (see `blocks`); it cannot be quantised any more."""
+    """Rewrite a file of `save_onnx` to what runs faster (see `layout`); it cannot be quantised any more."""
     model = onnx.load(path)
-    in_blocks(model)
+    lay_out(model)
     onnx.save(model, path)
 
 

@@ -1,4 +1,6 @@
-"""A convolution with a large kernel and strides, written as one without strides over blocks.
+"""Nets laid out as a runtime computes them fastest: other steps, the same sums.
+
+A convolution with a large kernel and strides is written as one without strides over blocks:
 
 ```
 before   [C, H, W]                           kernel 16×128, strides 4×16: every value is gathered 32 times
@@ -7,8 +9,12 @@ after    [C·4·16, H/4, W/16]  blocks         kernel 4×8, no strides: the same
 
 A runtime gathers what a kernel reaches before it multiplies, which for Table 1's third layer is 52 MB in
 eight bits. Here a block of one stride in each direction becomes a column of channels, side by side in
-memory: the kernel is 32 of these, and nothing needs to be gathered. In eight bits the results are the same
-to the bit, in float to its rounding.
+memory: the kernel is 32 of these, and nothing needs to be gathered.
+
+A float 1×1 convolution of one channel before an eight-bit layer is written as the product of a column and a
+row: channels then lie last, as the eight-bit layer wants them, and are not reordered.
+
+In eight bits the results are the same to the bit, in float to its rounding.
 """
 
 from collections.abc import Sequence
@@ -21,6 +27,7 @@ from onnx import helper, numpy_helper
 
 _MIN_TAPS = 256
 """Of a kernel, in both directions: with fewer there is little to gather."""
+_INTO_EIGHT_BITS = ("Relu", "QuantizeLinear", "DequantizeLinear")
 _NHWC, _NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
 
 
@@ -38,7 +45,10 @@ class _Geometry(NamedTuple):
         return divides and self.strides != (1, 1) and self.kernel[0] * self.kernel[1] >= _MIN_TAPS
 
 
-def in_blocks(model: onnx.ModelProto) -> None:
+_POINTWISE = _Geometry((1, 1), (1, 1), (0, 0), (0, 0))
+
+
+def lay_out(model: onnx.ModelProto) -> None:
     """Rewrite such convolutions of a net in place; in eight bits those between QDQ pairs of one scale each.
 
     Args:
@@ -49,8 +59,12 @@ def in_blocks(model: onnx.ModelProto) -> None:
         for value in onnx.shape_inference.infer_shapes(model).graph.value_info
     }
     for node in list(model.graph.node):
-        if node.op_type == "Conv" and (geometry := _geometry(node)).is_worth_it:
-            _rewrite(model.graph, node, geometry, sizes[node.input[0]][2:])
+        if node.op_type != "Conv":
+            continue
+        if (geometry := _geometry(node)).is_worth_it:
+            _in_blocks(model.graph, node, geometry, sizes[node.input[0]][2:])
+        elif geometry == _POINTWISE:
+            _as_product(model.graph, node, sizes[node.output[0]])
     _drop_unused_constants(model.graph)
     onnx.checker.check_model(model)
 
@@ -75,10 +89,13 @@ def _pair(values: Sequence[int]) -> tuple[int, int]:
     return vertical, horizontal
 
 
-def _rewrite(graph: onnx.GraphProto, conv: onnx.NodeProto, geometry: _Geometry, size: Sequence[int]) -> None:
+def _in_blocks(
+    graph: onnx.GraphProto, conv: onnx.NodeProto, geometry: _Geometry, size: Sequence[int]
+) -> None:
     made_by = {output: node for node in graph.node for output in node.output}
     weight = made_by[conv.input[1]].input[0] if conv.input[1] in made_by else conv.input[1]
     constant = _constant(graph, weight)
+    assert constant is not None
     constant.CopyFrom(numpy_helper.from_array(_blocked(numpy_helper.to_array(constant), geometry), weight))
     _without_strides(conv, geometry)
     reader = made_by.get(conv.input[0], conv)
@@ -87,12 +104,64 @@ def _rewrite(graph: onnx.GraphProto, conv: onnx.NodeProto, geometry: _Geometry, 
     else:
         reader, zero = conv, np.float32(0)
     moves, constants = _moves(conv.name, reader.input[0], zero, geometry, size)
+    _insert(graph, reader, moves, constants)
     reader.input[0] = moves[-1].output[0]
-    at = list(graph.node).index(reader)
-    nodes = [*graph.node[:at], *moves, *graph.node[at:]]
-    del graph.node[:], graph.value_info[:]
-    graph.node.extend(nodes)
+
+
+def _as_product(graph: onnx.GraphProto, conv: onnx.NodeProto, shape: Sequence[int]) -> None:
+    """One of a single channel that goes through ReLU into a QDQ pair and nowhere else; others stay.
+
+    Args:
+        shape: of its output, [n, c, h, w].
+    """
+    row = _constant(graph, conv.input[1])
+    chain = _chain(graph, conv)
+    if row is None or row.dims[1] != 1 or [n.op_type for n in chain] != [*_INTO_EIGHT_BITS]:
+        return
+    _, writer, reader = chain
+    _, n_channels, height, width = shape
+    at = f"{conv.name}/{{}}".format
+    row.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(row).reshape(1, n_channels), row.name))
+    column = helper.make_node(
+        "Reshape", [conv.input[0], at("column")], [at("values")], name=at("Reshape_column")
+    )
+    _insert(graph, conv, [column], [numpy_helper.from_array(np.array([-1, 1]), at("column"))])
+    conv.op_type = "Gemm"
+    conv.input[0] = column.output[0]
+    del conv.attribute[:]
+    _unsigned(graph, writer, reader)
+    moves = [
+        helper.make_node("Reshape", [reader.input[0], at("size")], [at("last")], name=at("Reshape_size")),
+        helper.make_node("Transpose", [at("last")], [at("first")], name=at("Transpose_first"), perm=_NCHW),
+    ]
+    size = np.array([-1, height, width, n_channels])
+    _insert(graph, reader, moves, [numpy_helper.from_array(size, at("size"))])
+    reader.input[0] = moves[-1].output[0]
+
+
+def _chain(graph: onnx.GraphProto, node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """What follows a node, for as many steps as it takes into eight bits, and while nothing else does."""
+    found: list[onnx.NodeProto] = []
+    for _ in _INTO_EIGHT_BITS:
+        followers = [other for other in graph.node if node.output[0] in other.input]
+        if len(followers) != 1:
+            break
+        (node,) = followers
+        found.append(node)
+    return found
+
+
+def _insert(
+    graph: onnx.GraphProto,
+    before: onnx.NodeProto,
+    nodes: Sequence[onnx.NodeProto],
+    constants: Sequence[onnx.TensorProto],
+) -> None:
+    at = list(graph.node).index(before)
+    for offset, node in enumerate(nodes):
+        graph.node.insert(at + offset, node)
     graph.initializer.extend(constants)
+    del graph.value_info[:]
 
 
 def _blocked(weight: NDArray[np.generic], geometry: _Geometry) -> NDArray[np.generic]:
@@ -114,8 +183,12 @@ def _unsigned(graph: onnx.GraphProto, writer: onnx.NodeProto, reader: onnx.NodeP
     """The zero point of a pair, which is made unsigned: ONNX Runtime does that itself on processors that
     multiply unsigned by signed, but only where nothing is between the two.
     """
-    zero = numpy_helper.to_array(_constant(graph, reader.input[2]))
-    unsigned = np.uint8(int(zero) + 128 if zero.dtype == np.int8 else zero)
+    constant = _constant(graph, reader.input[2])
+    assert constant is not None
+    zero = numpy_helper.to_array(constant)
+    if zero.dtype == np.uint8:
+        return np.uint8(zero)
+    unsigned = np.uint8(int(zero) + 128)
     name = f"{reader.input[2]}_unsigned"
     graph.initializer.append(numpy_helper.from_array(np.asarray(unsigned), name))
     writer.input[2] = reader.input[2] = name
@@ -153,5 +226,6 @@ def _moves(
     ], [numpy_helper.from_array(array, at(constant)) for constant, array in constants.items()]
 
 
-def _constant(graph: onnx.GraphProto, name: str) -> onnx.TensorProto:
-    return next(constant for constant in graph.initializer if constant.name == name)
+def _constant(graph: onnx.GraphProto, name: str) -> onnx.TensorProto | None:
+    """None if it is computed."""
+    return next((constant for constant in graph.initializer if constant.name == name), None)
