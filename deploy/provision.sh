@@ -43,7 +43,7 @@ passwords (hashed), anew after each change; mosquitto/README.md says how. ca.key
 this script alone: whoever has it can be every sensor.
 
 Exit codes: 0 done; 1 something failed (openssl, disk); 2 usage, or a name that cannot
-be. After 1 and 2 nobody has another identity than before.
+be; 129, 130, 143 interrupted. After all but 0 nobody has another identity than before.
 END
 }
 
@@ -149,9 +149,17 @@ check_host() {
 # -- the authority ---------------------------------------------------------------------------------------
 
 # What the authority knows is changed in a copy, $work, and what is handed out is made in $made: both take their
-# places when all is done.
+# places when all is done. They have their names before they are there, so that who is interrupted leaves neither.
 work='' made=''
-trap 'rm -rf "$work" "$made"' EXIT
+trap clean EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+trap 'exit 129' HUP
+
+clean() {
+    trap '' INT TERM HUP # the second time, too
+    rm -rf "$work" "$made"
+}
 
 open_authority() {
     [[ -e $ca/ca.key || -e $ca/ca.crt ]] || make_authority
@@ -161,8 +169,8 @@ open_authority() {
     ca=$(readlink -f "$ca")
     exec 9< "$ca"
     flock 9 # one at a time
-    work=$(mktemp -d "$ca/.work.XXXXXX")
-    mkdir "$work/issued"
+    work=$ca/.work.$$
+    mkdir "$work" "$work/issued"
     printf '01\n' > "$work/crlnumber"
     touch "$work/index.txt" "$work/passwords"
     for file in index.txt crlnumber passwords ca.crl; do
@@ -170,12 +178,14 @@ open_authority() {
     done
     [[ -e $work/ca.crl ]] || list_revoked
     [[ $task == sensor || $task == reader ]] || out=$ca
-    made=$(mktemp -d "$out/.provision.XXXXXX")
+    made=$out/.provision.$$
+    mkdir "$made"
 }
 
 make_authority() {
     [[ $task != revoke ]] || refuse "there is no authority in ${ca@Q}, so there is nothing to revoke"
-    work=$(mktemp -d "$ca.XXXXXX")
+    work=$ca.$$
+    mkdir "$work"
     configure_openssl
     quietly openssl req -x509 -config "$work/openssl.cnf" -extensions authority -subj "/CN=edgetag authority" \
         -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days "$AUTHORITY_DAYS" \
@@ -190,6 +200,7 @@ make_authority() {
 }
 
 take_over() {
+    trap '' INT TERM HUP # all of it, once it has begun
     mkdir -p "$ca/issued"
     find "$work/issued" -type f -exec mv {} "$ca/issued/" \;
     (cd "$work" && mv index.txt crlnumber passwords ca.crl "$ca/")

@@ -3,11 +3,14 @@
 What a broker makes of it is asked in `test_mosquitto_deploy.py`.
 """
 
+import os
 import re
 import shutil
+import signal
 import ssl
 import subprocess
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -384,6 +387,24 @@ def test_an_authority_that_cannot_be_made_whole_is_not_made(tmp_path: Path) -> N
         fails_for_want_of_room(tmp_path, "lamp-1", *BROKER)
     assert {path.name for path in tmp_path.iterdir()} == {"ca"}
     provision(tmp_path, "lamp-1", *BROKER)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_who_is_interrupted_has_made_an_identity_or_has_not(tmp_path: Path, number: signal.Signals) -> None:
+    """At whatever moment; a terminal's Ctrl-C is for everything that the script has started, too."""
+    provision(tmp_path, "--reader", "dashboard")
+    command = [str(PROVISION), *BROKER, "--certificate"]
+    for n in range(16):
+        with subprocess.Popen(
+            [*command, f"lamp-{n}"], cwd=tmp_path, stdout=subprocess.DEVNULL, process_group=0
+        ) as running:
+            time.sleep(n / 64)
+            os.killpg(running.pid, number)
+    made = {tar.stem for tar in tmp_path.glob("*.tar")}
+    known = (tmp_path / "ca" / "index.txt").read_text()
+    assert made == set(re.findall(r"/CN=(\S+)$", known, re.MULTILINE))
+    assert len(list((tmp_path / "ca" / "issued").iterdir())) == len(made)
+    assert not [path for path in tmp_path.rglob(".*") if path.name.startswith(".")]
 
 
 def fails_for_want_of_room(folder: Path, *arguments: str) -> int:
