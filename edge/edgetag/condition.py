@@ -7,6 +7,7 @@ from edgetag.contract.event import State
 STALL_S = 4.0  # without a block; with a tick's half second it is told within five
 ZEROS_S = 4.0  # of nothing but zeros
 RECENT_S = 60.0  # a loss degrades the sensor for so long
+STARTING = "starting"  # why there is nothing to hear with, until that is known
 
 
 class Condition:
@@ -17,7 +18,7 @@ class Condition:
     """
 
     def __init__(self, now_s: float) -> None:
-        self.no_audio = "starting"
+        self.no_audio = STARTING
         self._device = ""
         self._block_s = self._sound_s = now_s
         self._frame = 0

@@ -57,6 +57,11 @@ class Ladder:
         return self._hop_s(self.step)
 
     @property
+    def longest_hop_s(self) -> float:
+        """The same, when nothing more can be left out."""
+        return self._hop_s(MAX_STEP)
+
+    @property
     def reason(self) -> str:
         """Why the sensor is degraded; "" if nothing is left out."""
         if self.step == 0:

@@ -19,7 +19,7 @@ from edgetag.capture.ledger import Ledger
 from edgetag.capture.microphone import Lost, Microphone, Opened, Piece
 from edgetag.capture.source import Block
 from edgetag.capture.windows import Window, Windower
-from edgetag.condition import Condition
+from edgetag.condition import STARTING, Condition
 from edgetag.config import LIVE, changes
 from edgetag.contract.errors import EdgetagError
 from edgetag.contract.event import SoundEvent, State, Status, timestamp
@@ -35,7 +35,10 @@ from edgetag.replacement import Replacement
 from edgetag.tagging.stream import EventStream
 
 ENDING_S = 1.0  # for windows that wait when the microphone is left; of the network there is more to wait for
-STARTING_S = 60.0  # a start may take so much longer, each time a microphone was looked for and not found
+LOOKING_S = (
+    50.0  # until a microphone has been looked for once more: a wait of 30 s, and 20 s until its rate is known
+)
+MARGIN = 1.5
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger("edgetag.listener")
 
@@ -48,7 +51,7 @@ class Listener:
         loaded: the stream's bundle, and the settings of gate, level and sounds.
         sink: open; must not make anybody wait.
         hop_samples: from one window's start to the next, at 44.1 kHz, while there is time for all.
-        notifier: the service manager.
+        notifier: the service manager; ready after the first full window.
         refusal: why the bundle that hears is not the one that was asked for; "" if it is.
         monotonic: the microphone's clock.
         system_time: UTC of that clock's readings.
@@ -79,6 +82,7 @@ class Listener:
         self._watch = HealthWatch(stream, monotonic, lambda: self._time.utc_s(monotonic()))
         if refusal:
             self._watch.refused(refusal)
+        self._patience_s = MARGIN * max(LOOKING_S, self._ladder.longest_hop_s)
         self._sounds = sounds_of(loaded, stream)
         self._opened: Opened | None = None
         self._windower: Windower | None = None
@@ -92,6 +96,8 @@ class Listener:
             microphone: entered.
             replacement: entered; what it brings takes over between two windows.
         """
+        self._notifier.expect(self._patience_s)
+        self._notifier.extend_timeout(self._patience_s)  # for the first window
         self._say_state()
         for piece in microphone.pieces():
             self._take(piece)
@@ -121,7 +127,6 @@ class Listener:
             case Lost():
                 self._end_audio()
                 # To have looked for a device in vain is progress, too: a restart would not find one either.
-                self._notifier.extend_timeout(STARTING_S)
                 self._notifier.watchdog()
 
     def _end_audio(self, within_s: float = math.inf) -> None:
@@ -175,19 +180,23 @@ class Listener:
             self._sink.sound(sound)
 
     def _say_state(self) -> None:
-        """Publish the state, if it is another one or has another reason."""
+        """Publish the state, if it is another one or has another reason.
+
+        To know that there is nothing to hear with is to have started: nobody need wait for a first window.
+        """
         now_s = self._monotonic()
         refusal = "a bundle was refused" if self._watch.bundle.state == "refused" else ""
         trouble = self._sink.trouble()
         state, reason = said = self._condition.state(now_s, self._ladder.reason, refusal, trouble)
         self._notifier.status("; ".join(filter(None, (f"{state}: {reason}", self._sink.unreachable()))))
-        if said == self._said:
-            return
-        self._said = said
-        log = _log.info if state == "online" else _log.warning
-        log("sensor.state", state=state, reason=reason)
-        since = timestamp(self._time.utc_s(now_s))
-        self._sink.state(Status(state=state, reason=reason, boot_id=self._stream.boot, since=since))
+        if said != self._said:
+            self._said = said
+            log = _log.info if state == "online" else _log.warning
+            log("sensor.state", state=state, reason=reason)
+            since = timestamp(self._time.utc_s(now_s))
+            self._sink.state(Status(state=state, reason=reason, boot_id=self._stream.boot, since=since))
+        if state == "no_audio" and reason != STARTING:
+            self._notifier.ready()
 
     def _report(self) -> None:
         health = self._watch.health(

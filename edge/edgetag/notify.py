@@ -24,22 +24,33 @@ class Notifier:
 
     A socket that has gone, is full, or never was one, is worth one line in the log and no error: whether
     systemd hears us must not decide over whether we hear the street.
+
+    Args:
+        watchdog_s: how long the manager waits for the next sign of life; None if it waits for none.
     """
 
-    def __init__(self, address: str | None) -> None:
+    def __init__(self, address: str | None, watchdog_s: float | None = None) -> None:
         self._address = address
-        self._phase: Literal["starting", "running", "stopping"] = "starting"
+        self._watchdog_s = watchdog_s
+        self._patience_s = 0.0
+        self._phase: Literal["starting", "running", "reloading", "stopping"] = "starting"
         self._complained = False
         self._status: str | None = None
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
         """To `$NOTIFY_SOCKET`; to nobody where it is not set."""
-        return cls(environment.get("NOTIFY_SOCKET"))
+        return cls(environment.get("NOTIFY_SOCKET"), _watchdog_s(environment))
+
+    def expect(self, patience_s: float) -> None:
+        """Progress may take so long: from `ready` on, a watchdog of less patience is given as much."""
+        self._patience_s = patience_s
 
     def ready(self) -> None:
         """The service has started, or has reloaded; said once, and again only after `reloading`."""
-        if self._phase == "starting" and self._say("READY=1"):
+        if self._phase in ("starting", "reloading") and self._say(
+            "\n".join(["READY=1", *self._longer_watchdog()])
+        ):
             self._phase = "running"
 
     def status(self, text: str) -> None:
@@ -49,12 +60,13 @@ class Notifier:
         self._status = text
 
     def watchdog(self) -> None:
-        """There was progress: begin `WatchdogSec=` anew."""
-        self._say("WATCHDOG=1")
+        """There was progress: begin `WatchdogSec=` anew. Before `ready` that would only start it too soon."""
+        if self._phase in ("running", "reloading"):
+            self._say("WATCHDOG=1")
 
     def reloading(self) -> None:
         """A new configuration is being read (`Type=notify-reload`), until `ready`."""
-        self._phase = "starting"
+        self._phase = "reloading"
         self._say(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
     def stopping(self) -> None:
@@ -66,6 +78,11 @@ class Notifier:
         """Starting, or stopping, takes so long from now on. In between it would only dull the watchdog."""
         if self._phase != "running":
             self._say(f"EXTEND_TIMEOUT_USEC={round(seconds * 1e6)}")
+
+    def _longer_watchdog(self) -> list[str]:
+        if self._watchdog_s is None or self._watchdog_s >= self._patience_s:
+            return []
+        return [f"WATCHDOG_USEC={round(self._patience_s * 1e6)}"]
 
     def _say(self, words: str) -> bool:
         """Whether it was said, or there is nobody to say it to."""
@@ -82,6 +99,13 @@ class Notifier:
         if not self._complained:
             _log.warning("notify.failed", socket=self._address, reason=first_line(error))
         self._complained = True
+
+
+def _watchdog_s(environment: Mapping[str, str]) -> float | None:
+    """`$WATCHDOG_USEC`, if it is this process that is watched: sd_watchdog_enabled(3)."""
+    microseconds = environment.get("WATCHDOG_USEC", "")
+    is_ours = environment.get("WATCHDOG_PID", "") in ("", str(os.getpid()))
+    return int(microseconds) / 1e6 or None if is_ours and microseconds.isdecimal() else None
 
 
 def _send(address: str, datagram: bytes) -> None:

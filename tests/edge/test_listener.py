@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import chain, repeat
+from itertools import chain, pairwise, repeat
 from typing import Any
 
 import msgspec
@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 from edgetag import Tagger
 from edgetag.capture.clock import SystemTime
+from edgetag.capture.microphone import TICK_S, Opened, Piece, Tick
+from edgetag.capture.pace import Pace
 from edgetag.config import EventSettings, GateSettings, LevelSettings, Settings, TagSettings
 from edgetag.contract.errors import BundleError
 from edgetag.contract.event import Health, Info, SoundEvent, Status, TagsEvent
@@ -46,8 +48,8 @@ class Diary(Sink):
 class Words(Notifier):
     """A service manager that keeps what it is told."""
 
-    def __init__(self, time: VirtualTime) -> None:
-        super().__init__("/nowhere")
+    def __init__(self, time: VirtualTime, watchdog_s: float | None) -> None:
+        super().__init__("/nowhere", watchdog_s)
         self.heard: list[tuple[float, str]] = []
         self._time = time
 
@@ -74,10 +76,11 @@ class Night:
     hop_samples: int = HOP
     at: dict[float, Callable[["Night"], None]] = field(default_factory=dict)  # what happens, by the second
     signal: Signal = noise
+    watchdog_s: float | None = None
 
     def __post_init__(self) -> None:
         self.time = VirtualTime(RATE_HZ)
-        self.diary, self.words = Diary(), Words(self.time)
+        self.diary, self.words = Diary(), Words(self.time, self.watchdog_s)
         self.fake = FakeMicrophone(self.time, self._faults(), signal=self.signal)
         self.stream = EventStream(
             self.tagger, sensor="lamp", monotonic=self.time.monotonic, clock_synced=lambda: True
@@ -180,6 +183,108 @@ def test_a_device_that_goes_is_said_and_awaited(tagger: Tagger) -> None:
     assert audio.heard_s + audio.lost_s == pytest.approx(80, abs=0.15)
     said = [word for at, word in night.words.heard if 22.3 < at < again_s]
     assert said.count("WATCHDOG=1") >= 5  # it has looked for the device: that is progress
+
+
+def said_s(night: Night, words: str) -> list[float]:
+    """When the manager was told this."""
+    return [at_s for at_s, heard in night.words.heard if heard == words]
+
+
+class Stalled(SteppedMicrophone):
+    """It opens, and not a sample comes."""
+
+    def pieces(self) -> Iterator[Piece]:
+        yield Opened("street", RATE_HZ, Pace(RATE_HZ))
+        while self._time.frame < self._end_frame:
+            self._time.wait(TICK_S)
+            yield Tick()
+
+
+@pytest.mark.parametrize("kind", ["gone", "zeros", "stall"])
+def test_without_anything_to_hear_with_it_has_started_once_it_has_said_so(tagger: Tagger, kind: str) -> None:
+    """Nobody waits for a first window then: neither the boot nor the start's own timeout.
+
+    state    starting    no_audio
+    manager              why, READY
+    """
+    faults: list[Fault | None] = [Fault("gone", 1000)] if kind == "gone" else [Fault("zeros", 0)] * 100
+    night = Night(tagger, faults, 9)
+    night.listener.listen((Stalled if kind == "stall" else SteppedMicrophone)(night.fake, 9 * RATE_HZ))
+    reason = night.states[1][1]
+    assert night.states[1] == ("no_audio", reason)
+    (ready_s,) = said_s(night, "READY=1")
+    assert said_s(night, f"STATUS=no_audio: {reason}")[0] == ready_s < 5.0
+    words = [words for _, words in night.words.heard]
+    assert words.index(f"STATUS=no_audio: {reason}") < words.index("READY=1")
+    assert "WATCHDOG=1" not in words[: words.index("READY=1")]
+
+
+def test_a_lossy_first_window_is_not_the_first_full_one(tagger: Tagger) -> None:
+    """
+    street   ~~~~~..~~~~~~~~~~~~~~~~~
+    windows  [---------)                 too little audio
+                  [---------)            too little audio
+                       [---------)       READY
+    """
+    night = Night(tagger, [None] * 60 + [Fault("late", 3 * RATE_HZ)], 31).live()
+    assert [event.verdict for event in night.events[:3]] == ["too_little_audio", "too_little_audio", "tagged"]
+    assert said_s(night, "READY=1") == pytest.approx([20.0], abs=0.2)
+
+
+def test_the_start_may_take_as_long_as_progress_may(tagger: Tagger) -> None:
+    """Counted from when hearing begins, whatever loading took; asked for once, not for ever."""
+    night = Night(tagger, [], 31).live()
+    extensions = [(at_s, words) for at_s, words in night.words.heard if words.startswith("EXTEND_")]
+    assert extensions == [(0.0, "EXTEND_TIMEOUT_USEC=75000000")]
+
+
+@pytest.mark.parametrize(
+    ("hop_s", "watchdog_s", "asked_s"),
+    [
+        (5, 120, None),
+        (5, 60, 75),  # a wait of half a minute for a microphone that is away, and a look at it
+        (10, 120, None),
+        (10.5, 120, 126),  # eight hops, and half as long again
+        (3600, 120, 43_200),
+        (3600, None, None),
+    ],
+)
+def test_a_watchdog_of_less_patience_than_progress_takes_is_given_more(
+    tagger: Tagger, hop_s: float, watchdog_s: float | None, asked_s: float | None
+) -> None:
+    """From READY on: before, the start's own timeout holds."""
+    night = Night(tagger, [], 11, hop_samples=round(hop_s * 44_100), watchdog_s=watchdog_s).live()
+    (ready,) = [words for _, words in night.words.heard if words.startswith("READY=1")]
+    assert ready.splitlines()[1:] == ([] if asked_s is None else [f"WATCHDOG_USEC={round(asked_s * 1e6)}"])
+
+
+def test_signs_of_life_are_never_further_apart_than_the_watchdog_is_told(tagger: Tagger) -> None:
+    """An overloaded sensor's microphone goes, comes back at another rate, and is as it was.
+
+    street   ~~~~~~~~~~~~~~~~............(wrong)..(wrong)..~~~~~~~~~~~~~~~~~~~~
+    net      38 s a window
+    """
+
+    def wrong(night: Night) -> None:
+        night.fake.true_rate = 1.03
+
+    def right(night: Night) -> None:
+        night.fake.true_rate = 1.0
+
+    faults = [None] * 2400 + [Fault("gone", 12)]
+    night = Night(tagger, faults, 900, at={300.0: wrong, 550.0: right})
+    deliver = night.diary.entries.append
+
+    def slow(event: TagsEvent) -> None:
+        night.time.frame += 38 * RATE_HZ
+        deliver(event)
+
+    night.diary.deliver = slow  # type: ignore[method-assign]
+    night.live()
+    signs_s = [*said_s(night, "READY=1"), *said_s(night, "WATCHDOG=1")]
+    gaps_s = [later - earlier for earlier, later in pairwise(signs_s)]
+    assert len(gaps_s) > 15
+    assert max(gaps_s) < 75
 
 
 @given(

@@ -1,5 +1,6 @@
 """What systemd is told, as a manager on the other end of the socket reads it."""
 
+import os
 import shutil
 import socket
 import subprocess
@@ -99,6 +100,44 @@ def test_a_status_is_one_line_of_printable_text_and_never_another_word(text: str
     assert len(said) <= MAX_STATUS_CHARACTERS
 
 
+@pytest.mark.parametrize(
+    ("environment", "patience_s", "told"),
+    [
+        ({"WATCHDOG_USEC": "120000000"}, 75, []),
+        ({"WATCHDOG_USEC": "120000000"}, 120, []),
+        ({"WATCHDOG_USEC": "120000000"}, 120.5, ["WATCHDOG_USEC=120500000"]),
+        ({"WATCHDOG_USEC": "120000000", "WATCHDOG_PID": str(os.getpid())}, 300, ["WATCHDOG_USEC=300000000"]),
+        ({"WATCHDOG_USEC": "120000000", "WATCHDOG_PID": "1"}, 300, []),  # another process is watched
+        ({"WATCHDOG_USEC": "0"}, 300, []),
+        ({"WATCHDOG_USEC": "soon"}, 300, []),
+        ({}, 300, []),
+    ],
+)
+def test_a_watchdog_is_only_ever_given_more_patience(
+    manager: Manager, environment: dict[str, str], patience_s: float, told: list[str]
+) -> None:
+    """Together with READY: not a moment lies between."""
+    notifier = Notifier.from_environment({"NOTIFY_SOCKET": manager.address, **environment})
+    notifier.expect(patience_s)
+    assert manager.heard() == []
+    notifier.ready()
+    assert manager.heard() == ["\n".join(["READY=1", *told])]
+
+
+def test_progress_of_a_start_is_no_sign_of_life(manager: Manager) -> None:
+    """It would start the watchdog beside the start's own timeout."""
+    notifier = Notifier(manager.address)
+    notifier.watchdog()
+    notifier.ready()
+    notifier.watchdog()
+    notifier.reloading()
+    notifier.watchdog()
+    notifier.stopping()
+    notifier.watchdog()
+    words = [datagram.partition("=")[0] for datagram in manager.heard()]
+    assert words == ["READY", "WATCHDOG", "RELOADING", "WATCHDOG", "STOPPING"]
+
+
 def test_every_word_is_one_that_systemd_notify_would_say(manager: Manager) -> None:
     program = shutil.which("systemd-notify")
     if program is None:
@@ -152,11 +191,12 @@ def test_a_manager_that_does_not_read_holds_nobody_up(tmp_path: Path) -> None:
     """Its queue is full after a few datagrams (net.unix.max_dgram_qlen)."""
     manager = Manager(str(tmp_path / "notify"))
     notifier = Notifier(manager.address)
+    notifier.ready()
     with structlog.testing.capture_logs() as logs:
         for _ in range(10_000):
             notifier.watchdog()
     assert [line["event"] for line in logs] == ["notify.failed"]
-    assert set(manager.heard()) == {"WATCHDOG=1"}
+    assert set(manager.heard()) == {"READY=1", "WATCHDOG=1"}
     manager.close()
 
 
