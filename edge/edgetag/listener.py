@@ -182,7 +182,7 @@ class Listener:
     def _say_state(self) -> None:
         """Publish the state, if it is another one or has another reason.
 
-        To know that there is nothing to hear with is to have started: nobody need wait for a first window.
+        To know that there is no device is to have started: nobody need wait for a first window.
         """
         now_s = self._monotonic()
         refusal = "a bundle was refused" if self._watch.bundle.state == "refused" else ""
@@ -195,7 +195,7 @@ class Listener:
             log("sensor.state", state=state, reason=reason)
             since = timestamp(self._time.utc_s(now_s))
             self._sink.state(Status(state=state, reason=reason, boot_id=self._stream.boot, since=since))
-        if state == "no_audio" and reason != STARTING:
+        if self._opened is None and reason != STARTING:
             self._notifier.ready()
 
     def _report(self) -> None:
