@@ -25,7 +25,8 @@ from edgetag.capture.source import Block, DamagedAudio, check_stream
 from edgetag.capture.stderr import stderr_silenced
 from edgetag.contract.errors import InputError
 
-BLOCK_FRAMES = 4096  # fixed: the MP3 decoder's last bit depends on how much is asked of it at once
+BLOCK_FRAMES = 2**14  # every call of libsndfile seeks, and costs as much as decoding some hundred frames
+MP3_BLOCK_FRAMES = 2**12  # fixed: the decoder's last bit depends on how much is asked of it at once
 PIPE_BLOCK_S = 0.1
 
 _UNKNOWN_FRAMES = 2**63 - 1  # libsndfile's SF_COUNT_MAX
@@ -109,8 +110,10 @@ class FileSource:
 
     def _read(self) -> tuple[NDArray[np.float32], bool]:
         """The next frames, and whether they are the last: the end, or the decoder failed after them."""
-        frames = np.full((BLOCK_FRAMES, self.n_channels), np.nan, np.float32)
-        with stderr_silenced() if self._sound.format == "MP3" else contextlib.nullcontext():
+        is_mp3 = self._sound.format == "MP3"
+        n_frames = MP3_BLOCK_FRAMES if is_mp3 else BLOCK_FRAMES
+        frames = np.full((n_frames, self.n_channels), np.nan, np.float32)
+        with stderr_silenced() if is_mp3 else contextlib.nullcontext():
             try:
                 read: NDArray[np.float32] = self._sound.read(out=frames)
             except soundfile.LibsndfileError:
