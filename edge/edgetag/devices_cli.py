@@ -23,13 +23,14 @@ READ_S = 0.1
 
 State: TypeAlias = Literal["signal", "digital silence", "cannot be opened", "cannot be read"]
 
-_NO_DEVICE = "There is no input device. Is a microphone plugged in, and is this user in the group `audio`?"
+_NO_DEVICE = "There is no input device. Is a microphone plugged in?"
 
 
 class Heard(msgspec.Struct, frozen=True):
     """What a device says for itself.
 
     device: what to put into the configuration as `audio.device`.
+    card: the same by its sound card's id, which a udev rule may set; None if it has none.
     rates_hz: of the usual ones, those it opens at.
     state: whether it hears.
     peak_dbfs: largest sample in any channel, of a signal.
@@ -37,6 +38,7 @@ class Heard(msgspec.Struct, frozen=True):
     """
 
     device: str
+    card: str | None
     name: str
     host_api: str
     n_channels: int
@@ -56,15 +58,21 @@ def devices(
 ) -> None:
     """List microphones: what to call them, and whether they hear anything. That there is none is no error.
 
+    A microphone is called by its USB socket (usb:PATH), by the id of its sound card (card:ID), which a udev
+    rule can set, or by its name.
+
     Example: edgetag devices --json
     """
+    from edgetag.capture.devices import locked_out
+
     heard = _all_heard(seconds)
+    closed = locked_out()
     if as_json:
         print_text(msgspec.json.encode({"devices": heard}).decode())
     elif heard:
-        print_rendered(_table(heard), _advice(heard))
+        print_rendered(_table(heard), "\n".join(filter(None, [_advice(heard), closed])))
     else:
-        print_text(_NO_DEVICE)
+        print_text("\n".join(filter(None, [_NO_DEVICE, closed])))
 
 
 def _all_heard(seconds: float) -> list[Heard]:
@@ -103,6 +111,7 @@ def _heard(portaudio: "PortAudio", device: "Device", seconds: float) -> Heard:
         reason = _reason(error)
     return Heard(
         device=device.identity,
+        card=device.card or None,
         name=device.name,
         host_api=device.host_api,
         n_channels=device.n_channels,
@@ -167,7 +176,7 @@ def _table(heard: list[Heard]) -> "Table":
     for each in heard:
         table.add_row(
             Text(f"{each.device} *" if each.default else each.device),
-            Text(each.name if each.name != each.device else ""),
+            Text(", ".join(name for name in (each.name, each.card) if name and name != each.device)),
             Text(each.host_api),
             str(each.n_channels),
             " ".join(f"{rate_hz / 1000:g}" for rate_hz in each.rates_hz),

@@ -1,7 +1,11 @@
 """Which microphone: the same one after a reboot, and never another than was asked for."""
 
+import grp
 import json
+import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace, TracebackType
@@ -13,7 +17,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from edgetag.capture.devices import Device, NoDeviceError, find, input_devices, load_portaudio, rescan
+from edgetag.capture.devices import (
+    Device,
+    NoDeviceError,
+    find,
+    input_devices,
+    load_portaudio,
+    locked_out,
+    rescan,
+)
 from edgetag.contract.errors import InputError
 from edgetag.devices_cli import devices as devices_command
 from fakes_cli import refused, run_python
@@ -113,12 +125,14 @@ class Sysfs:
         self.sound = folder / "class" / "sound"
         self.sound.mkdir(parents=True)
 
-    def plug(self, card: int, parent: str) -> None:
-        """`parent` is the device's, below /sys/devices."""
+    def plug(self, card: int, parent: str, id: str = "") -> None:
+        """`parent` is the device's, below /sys/devices; `id` the sound card's."""
         device = self._root / "devices" / parent
         node = device / "sound" / f"card{card}"
         node.mkdir(parents=True)
         (node / "device").symlink_to(Path("..", "..", "..", device.name))
+        if id:
+            (node / "id").write_text(f"{id}\n")
         (self.sound / node.name).symlink_to(Path("..", "..", node.relative_to(self._root)))
 
 
@@ -193,6 +207,22 @@ def test_subdevices_of_one_card_are_told_apart(sysfs: Sysfs) -> None:
     assert [d.identity for d in input_devices(portaudio, sysfs.sound)] == ["usb:1-2", "usb:1-2,1"]
 
 
+def test_a_sound_card_s_id_is_another_name(sysfs: Sysfs) -> None:
+    """For hardware on any bus; a sound server has no card."""
+    sysfs.plug(1, f"{PI_3}/usb1/1-1/1-1.3/1-1.3:1.0", id="street")
+    sysfs.plug(2, "platform/soc/soc:sound", id="sndrpihifiberry")
+    portaudio = FakePortAudio(
+        (f"{USB_MIC} (hw:1,0)", 1), ("Two (hw:1,1)", 1), ("HifiBerry (hw:2,0)", 2), ("pulse", 32)
+    )
+    names = [(d.identity, d.card) for d in input_devices(portaudio, sysfs.sound)]
+    assert names == [
+        ("usb:1-1.3", "card:street"),
+        ("usb:1-1.3,1", "card:street,1"),
+        ("HifiBerry", "card:sndrpihifiberry"),
+        ("pulse", ""),
+    ]
+
+
 @given(name=st.text(st.characters(exclude_categories=()), max_size=40))
 def test_names_are_printable(name: str) -> None:
     """Whatever a device calls itself, a terminal shows it and obeys none of it."""
@@ -263,6 +293,23 @@ def test_two_of_a_kind_are_told_apart_by_their_sockets(sysfs: Sysfs) -> None:
     assert [find(devices, identity).index for identity in ("usb:1-1.2", "usb:1-1.3")] == [0, 1]
 
 
+def test_a_card_is_found_by_its_id_in_whatever_socket(sysfs: Sysfs, tmp_path: Path) -> None:
+    """A part of its id is another card's; what there is is told with both names."""
+    sysfs.plug(1, f"{PI_3}/usb1/1-1/1-1.3/1-1.3:1.0", id="street")
+    moved = Sysfs(tmp_path / "moved")
+    moved.plug(2, f"{PI_3}/usb1/1-1/1-1.2/1-1.2:1.0", id="street")
+    for portaudio, sys_sound in (
+        (FakePortAudio(("pulse", 32), (f"{USB_MIC} (hw:1,0)", 1)), sysfs.sound),
+        (FakePortAudio(("pulse", 32), (f"{USB_MIC} (hw:2,0)", 1)), moved.sound),
+    ):
+        devices = input_devices(portaudio, sys_sound)
+        assert find(devices, "card:street").index == 1
+        for other in ("card:stree", "card:", "card:street,1"):
+            with pytest.raises(NoDeviceError, match=rf'^the input device "{other}" is not there; ') as caught:
+                find(devices, other)
+            assert f"({USB_MIC}, card:street)" in str(caught.value)
+
+
 def test_part_of_a_socket_is_another_socket(sysfs: Sysfs) -> None:
     """1-1 is the hub that 1-1.3 hangs on."""
     sysfs.plug(1, f"{PI_3}/usb1/1-1/1-1.3/1-1.3:1.0")
@@ -277,6 +324,74 @@ def test_an_impostor_makes_a_socket_ambiguous(sysfs: Sysfs) -> None:
     devices = input_devices(FakePortAudio((f"{USB_MIC} (hw:1,0)", 1), ("usb:1-1.3", 1)), sysfs.sound)
     with pytest.raises(NoDeviceError, match="may be any of 2"):
         find(devices, "usb:1-1.3")
+
+
+# -- which of them may be opened ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dev_snd(tmp_path: Path) -> Path:
+    """A card that plays and records."""
+    folder = tmp_path / "snd"
+    folder.mkdir()
+    for name in ("controlC1", "pcmC1D0c", "pcmC1D0p", "timer"):
+        (folder / name).touch()
+        (folder / name).chmod(0o660)
+    return folder
+
+
+def test_nobody_is_locked_out_of_what_is_not_there(dev_snd: Path, tmp_path: Path) -> None:
+    """No folder, no input, or every input may be opened: nothing is said; outputs do not matter."""
+    assert locked_out(tmp_path / "none") == ""
+    assert locked_out(dev_snd, lambda node: node.name != "pcmC1D0p") == ""
+    (dev_snd / "pcmC1D0c").unlink()
+    assert locked_out(dev_snd, lambda _: False) == ""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a node to another group")
+def test_who_is_locked_out_is_told_how_to_come_in(dev_snd: Path) -> None:
+    """The node, the group that it belongs to, and what makes this user, or the service, one of them."""
+    os.chown(dev_snd / "pcmC1D0c", 0, grp.getgrnam("audio").gr_gid)
+    said = locked_out(dev_snd, lambda node: node.name == "timer")
+    assert said.startswith(f"{dev_snd}/pcmC1D0c is there, and root may not open it: ")
+    assert "it belongs to the group audio; " in said
+    assert "`SupplementaryGroups=audio`" in said
+    assert "`sudo usermod -aG audio root`" in said
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a node to another group")
+@pytest.mark.parametrize(("group", "mode"), [("root", 0o660), ("audio", 0o600), ("audio", 0o640)])
+def test_a_node_that_no_group_may_open_is_udev_s_to_give(dev_snd: Path, group: str, mode: int) -> None:
+    """To join a group would not help, and nobody is asked to join root's."""
+    os.chown(dev_snd / "pcmC1D0c", 0, grp.getgrnam(group).gr_gid)
+    (dev_snd / "pcmC1D0c").chmod(mode)
+    said = locked_out(dev_snd, lambda _: False)
+    assert f"only root may, for its mode is 0{mode:o}; udev would" in said
+    assert "usermod" not in said
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize("is_member", [False, True])
+def test_whether_a_user_is_locked_out_is_the_kernel_s_word(is_member: bool) -> None:
+    """Of a user in the group, and of one who is not."""
+    audio = grp.getgrnam("audio").gr_gid
+    folder = Path(tempfile.mkdtemp())  # pytest's own are its user's alone
+    try:
+        folder.chmod(0o755)
+        node = folder / "pcmC0D0c"
+        node.touch()
+        node.chmod(0o660)
+        os.chown(node, 0, audio)
+        code = (
+            "import os, pathlib, sys; from edgetag.capture.devices import locked_out\n"
+            f"os.setgroups({[audio] if is_member else []}); os.setgid(65534); os.setuid(65534)\n"
+            "print(locked_out(pathlib.Path(sys.argv[1])))"
+        )
+        said = run_python("-c", code, folder, state=folder).stdout.strip()
+    finally:
+        shutil.rmtree(folder)
+    assert said.startswith(f"{node} is there, and nobody may not open it: ") != is_member
+    assert bool(said) != is_member
 
 
 # -- looking again ---------------------------------------------------------------------------------------
@@ -384,7 +499,7 @@ def test_the_table_says_what_to_put_into_the_configuration(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Quoted, for YAML would take the colon for its own; a name is not taken for markup."""
-    portaudio = FakePortAudio(("HDMI: in (hw:0,0)", 2), ("[red]Mic: 1", 1), default=1)
+    portaudio = FakePortAudio(("HDMI: in (hw:7,0)", 2), ("[red]Mic: 1", 1), default=1)
     monkeypatch.setitem(sys.modules, "sounddevice", portaudio)
     monkeypatch.setenv("COLUMNS", "120")
     devices_command(as_json=False, seconds=0.1)
@@ -395,6 +510,19 @@ def test_the_table_says_what_to_put_into_the_configuration(
     ]
     assert 'audio: {device: "HDMI: in"}' in text
     assert "* is heard where the configuration names none." in text
+
+
+def test_a_card_s_id_is_listed(
+    sysfs: Sysfs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """For programs always, for people beside the name."""
+    device = Device(0, USB_MIC, "usb:1-1.3", "ALSA", 1, 48_000, is_default=False, card="card:street")
+    monkeypatch.setattr("edgetag.capture.devices.input_devices", lambda _: [device])
+    monkeypatch.setenv("COLUMNS", "120")
+    (entry,) = listed(FakePortAudio((USB_MIC, 1)), monkeypatch, capsys)
+    assert (entry["device"], entry["card"]) == ("usb:1-1.3", "card:street")
+    devices_command(as_json=False, seconds=0.1)
+    assert f"usb:1-1.3  {USB_MIC}, card:street " in capsys.readouterr().out
 
 
 def test_no_microphone_is_an_answer(

@@ -353,12 +353,23 @@ def test_a_device_that_another_program_has_is_named_with_it(tmp_path: Path) -> N
     )
 
 
-def test_a_device_that_nobody_has_is_to_be_plugged_in(tmp_path: Path) -> None:
-    """Nobody, too, where there is no ALSA, and where who had it has just ended."""
-    assert capturing(tmp_path) == {}
-    folder = proc(tmp_path, 4711, "arecord")
+def test_a_sandbox_that_hides_processes_does_not_hide_the_running_sensor(tmp_path: Path) -> None:
+    """Whose the process is says its cgroup. Another's is only known to be there."""
+    folder = proc(tmp_path / "proc", 4711, "arecord")
     (folder / "4711" / "cmdline").unlink()
-    assert capturing(folder) == {}
+    owners = capturing(folder)
+    service = tmp_path / "cgroup" / "system.slice" / "edgetag.service"
+    service.mkdir(parents=True)
+    (service / "cgroup.procs").write_text("471\n4711\n")
+    passes(not_opened("not there", owners, tmp_path / "cgroup"), "in use: a running edgetag (process 4711)")
+    (service / "cgroup.procs").write_text("471\n")
+    finding = not_opened("not there", owners, tmp_path / "cgroup")
+    fails(finding, InputError, "in use by a program that cannot be seen from here (process 4711)", "end that")
+
+
+def test_a_device_that_nobody_has_is_to_be_plugged_in(tmp_path: Path) -> None:
+    """Nobody, too, where there is no ALSA."""
+    assert capturing(tmp_path) == {}
     fails(not_opened("no such device", {}), InputError, "no such device", "plug it in")
 
 

@@ -1,5 +1,6 @@
 """A device as it is opened: which rate, which channels, and what becomes of PortAudio's errors."""
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -88,8 +89,15 @@ class FakeStream:
             raise PaError("Stream is stopped")
 
 
-def open_device(portaudio: FakePortAudio, channel: Channel = "mix", rate_hz: int | None = None) -> Any:
-    return opener(portaudio, device=None, channel=channel, rate_hz=rate_hz)()  # type: ignore[arg-type]
+def open_device(
+    portaudio: FakePortAudio,
+    channel: Channel = "mix",
+    rate_hz: int | None = None,
+    *,
+    device: str | None = None,
+    hidden: Callable[[], str] = lambda: "",
+) -> Any:
+    return opener(portaudio, device=device, channel=channel, rate_hz=rate_hz, hidden=hidden)()  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -169,6 +177,34 @@ def test_a_device_that_goes_while_it_is_read() -> None:
         device.read(5)
     assert device.pending() == 0
     device.close()
+
+
+LOCKED = "/dev/snd/pcmC1D0c is there, and edgetag may not open it"
+
+
+@pytest.mark.parametrize(
+    ("portaudio", "device", "fails", "reason"),
+    [
+        (FakePortAudio(CARD), "usb:1-1.3", "", '"usb:1-1.3" is not there; there is "Quad Capture: Audio"; '),
+        (FakePortAudio(SERVER), None, "open", r"pulse: cannot be opened \(Device unavailable\); "),
+    ],
+)
+def test_a_card_that_is_hidden_is_why_another_is_not_there(
+    portaudio: FakePortAudio, device: str | None, fails: str, reason: str
+) -> None:
+    """The wanted one is missing, or there is no hardware at all; this user may not see it."""
+    portaudio.fails = fails
+    with pytest.raises(DeviceError, match=f"{reason}{LOCKED}$"):
+        open_device(portaudio, device=device, hidden=lambda: LOCKED)
+    with pytest.raises(DeviceError, match=f"{reason[:-2]}$"):
+        open_device(portaudio, device=device)
+
+
+def test_a_hidden_card_is_not_why_a_card_that_is_seen_cannot_be_opened() -> None:
+    portaudio = FakePortAudio(CARD)
+    portaudio.fails = "open"
+    with pytest.raises(DeviceError, match=r"cannot be opened \(Device unavailable\)$"):
+        open_device(portaudio, hidden=lambda: LOCKED)
 
 
 def test_it_is_looked_for_anew_every_time() -> None:

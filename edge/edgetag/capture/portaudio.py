@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetag.capture.devices import Device, NoDeviceError, find, input_devices, rescan
+from edgetag.capture.devices import Device, NoDeviceError, find, input_devices, locked_out, rescan
 from edgetag.capture.microphone import DeviceError, OpenDevice
 from edgetag.capture.stderr import stderr_silenced
 from edgetag.contract.errors import first_line
@@ -19,26 +19,38 @@ Channel = int | Literal["mix"]
 
 
 def opener(
-    portaudio: ModuleType, *, device: str | None, channel: Channel, rate_hz: int | None
+    portaudio: ModuleType,
+    *,
+    device: str | None,
+    channel: Channel,
+    rate_hz: int | None,
+    hidden: Callable[[], str] = locked_out,
 ) -> Callable[[], OpenDevice]:
     """A function that looks for the device among those there are now, and opens it.
 
+    One that is not there may be one that this user may not open: the error says so.
+
     Args:
         portaudio: the `sounddevice` module.
-        device: name or `usb:` path, as `edgetag devices` prints; None for the system's default input.
+        device: name, `usb:` path or `card:` id, as `edgetag devices` prints; None for the system's default.
         channel: the one to take, from 1 on; or `mix`, the mean of all.
         rate_hz: the one to ask for; None for 44.1 kHz where the device has it, else its own.
+        hidden: why sound cards are not seen that are there; "" if none is known.
     """
 
     def open_device() -> OpenDevice:
+        devices: list[Device] = []
         try:
             rescan(portaudio)
-            return PortAudioDevice(portaudio, find(input_devices(portaudio), device), channel, rate_hz)
-        except NoDeviceError as error:
-            raise DeviceError(str(error)) from error
+            devices = input_devices(portaudio)
+            return PortAudioDevice(portaudio, find(devices, device), channel, rate_hz)
+        except (NoDeviceError, DeviceError) as error:
+            is_missing = isinstance(error, NoDeviceError) or not any(each.is_hardware for each in devices)
+            reasons = str(error), hidden() if is_missing else ""
+            raise DeviceError("; ".join(filter(None, reasons))) from error
         except UnicodeDecodeError as error:  # sounddevice's, for names it cannot read
             raise DeviceError(
-                "a device has a name that is not UTF-8; choose another by its usb: path"
+                "a device has a name that is not UTF-8; choose another by its usb: path or card: id"
             ) from error
 
     return open_device

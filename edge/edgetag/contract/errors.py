@@ -9,6 +9,8 @@ EdgetagError
 ```
 """
 
+import os
+import pwd
 from typing import ClassVar
 
 MAX_CHARACTERS = 4096  # a path may be that long
@@ -63,3 +65,11 @@ def printable(text: str) -> str:
     'a\\\\x1b[2J\\\\nb'
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def own_user() -> str:
+    """As whom this process runs, by name if there is one: what a sentence on missing rights has to say."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return f"user {os.geteuid()}"

@@ -13,6 +13,7 @@ from edgetag.doctor.finding import Case, Finding, failed
 if TYPE_CHECKING:
     from edgetag.capture.microphone import OpenDevice
 
+CGROUPS = Path("/sys/fs/cgroup")
 LISTEN_S = 2.0
 _READ_S = 0.1
 
@@ -62,18 +63,19 @@ def _dbfs(amplitude: float) -> float:
     return 20 * math.log10(amplitude)
 
 
-def not_opened(reason: str, owners: dict[int, list[str]]) -> Finding:
+def not_opened(reason: str, owners: dict[int, list[str]], cgroups: Path = CGROUPS) -> Finding:
     """A device that cannot be opened, while processes (with these command lines) have a sound card's input.
 
     PortAudio does not list a card that somebody has: it seems not to be there.
     """
     for pid, command in owners.items():
-        if "run" in command and any(PurePath(part).name == "edgetag" for part in command):
+        if _is_sensor(command) or _is_the_service(pid, cgroups):
             found = f"a running edgetag (process {pid}) hears with it; its status says how that goes"
             return Finding("ok", f"in use: {found}")
     if owners:
         pid, command = next(iter(owners.items()))
-        found = f"{reason}; a sound card's input is in use by {PurePath(command[0]).name} (process {pid})"
+        who = PurePath(command[0]).name if command else "a program that cannot be seen from here"
+        found = f"{reason}; a sound card's input is in use by {who} (process {pid})"
         return failed(found, "end that program, or choose another device", InputError)
     remedy = (
         "plug it in, and let audio.device name it as `edgetag devices` does; "
@@ -83,11 +85,31 @@ def not_opened(reason: str, owners: dict[int, list[str]]) -> Finding:
 
 
 def capturing(proc: Path = Path("/proc")) -> dict[int, list[str]]:
-    """Command lines, by process, of those who have a sound card's input."""
+    """Command lines, by process, of those who have a sound card's input; empty where they are hidden."""
     owners: dict[int, list[str]] = {}
     for status in sorted(proc.glob("asound/card*/pcm*c/sub*/status")):
         with contextlib.suppress(OSError):
             if match := re.search(r"owner_pid\s*:\s*(\d+)", status.read_text()):
-                command = (proc / match[1] / "cmdline").read_bytes().decode("utf-8", "replace")
-                owners[int(match[1])] = command.rstrip("\0").split("\0")
+                owners[int(match[1])] = _command(proc / match[1])
     return owners
+
+
+def _command(process: Path) -> list[str]:
+    try:
+        command = (process / "cmdline").read_bytes().decode("utf-8", "replace")
+    except OSError:
+        return []
+    return command.rstrip("\0").split("\0")
+
+
+def _is_sensor(command: list[str]) -> bool:
+    return "run" in command and any(PurePath(part).name == "edgetag" for part in command)
+
+
+def _is_the_service(pid: int, cgroups: Path) -> bool:
+    """Whether systemd started it as edgetag.service, which no process in another sandbox can see."""
+    members: list[str] = []
+    for file in cgroups.glob("**/edgetag.service/cgroup.procs"):
+        with contextlib.suppress(OSError):
+            members += file.read_text().split()
+    return str(pid) in members

@@ -2,14 +2,13 @@
 
 import errno
 import os
-import pwd
 import shutil
 import sqlite3
 import tempfile
 from contextlib import closing
 from pathlib import Path
 
-from edgetag.contract.errors import OutputError, first_line
+from edgetag.contract.errors import OutputError, first_line, own_user
 from edgetag.delivery.outbox import FILE_NAME
 from edgetag.doctor.finding import Case, Finding, failed
 from edgetag.state import nearest_existing
@@ -33,7 +32,7 @@ def outbox(case: Case) -> Finding:
         found, n_bytes = _stored(file)
     except sqlite3.Error as error:
         return _not_whole(file, error)
-    found = f"{case.state}: {_user()} can write, {n_free_bytes / 1e6:,.0f} MB are free; {found}"
+    found = f"{case.state}: {own_user()} can write, {n_free_bytes / 1e6:,.0f} MB are free; {found}"
     if n_free_bytes + n_bytes < _BYTES_ON_DISK * settings.max_bytes:
         remedy = (
             f"make room, or lower outbox.max_bytes, which is {settings.max_bytes / 1e6:,.0f} MB "
@@ -61,10 +60,10 @@ def _room(state: Path) -> int:
 
 
 def _not_written(state: Path, error: OSError) -> Finding:
-    remedy = f"make it writable for the sensor's own user; it was {_user()} who tried"
+    remedy = f"make it writable for the sensor's own user; it was {own_user()} who tried"
     if error.errno in _FULL:
         remedy = "make room: `du -xh / | sort -h | tail` shows what takes it"
-    return failed(f"{state}: {_user()} cannot write ({error.strerror})", remedy, OutputError)
+    return failed(f"{state}: {own_user()} cannot write ({error.strerror})", remedy, OutputError)
 
 
 def _stored(file: Path) -> tuple[str, int]:
@@ -99,10 +98,3 @@ def _not_whole(file: Path, error: sqlite3.Error) -> Finding:
         "there; `dmesg` may say that the disk or card is failing"
     )
     return failed(f"{file} is damaged ({first_line(error)})", remedy, OutputError)
-
-
-def _user() -> str:
-    try:
-        return pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:
-        return f"user {os.geteuid()}"
