@@ -90,16 +90,16 @@ deploy/README.md says how such a sensor is upgraded" "$UNSUITABLE"
 }
 
 check_identity() { # FILE
-  local names name
-  [ -r "$1" ] || fail "there is no $1" "$USAGE"
-  names=$(tar --list --file "$1" 2>/dev/null) || fail "$1 is no archive of provision.sh" "$USAGE"
-  while read -r name; do
-    case $name in
-      /* | *..* | */*/*) fail "$1 is no archive of provision.sh: it holds $name" "$USAGE" ;;
-      */ | */edgetag.yaml | */ca.crt | */sensor.crt | */edgetag.mqtt-password | */edgetag.mqtt-key) ;;
-      *) fail "$1 is no archive of provision.sh: it holds $name" "$USAGE" ;;
+  local listed kind name
+  [ -r "$1" ] || fail "there is no file $1 that can be read" "$USAGE"
+  listed=$(tar --list --verbose --file "$1" 2>/dev/null) || fail "$1 is no identity: tar cannot read it" "$USAGE"
+  while read -r kind _ _ _ _ name; do
+    case $kind$name in
+      *..* | */*/*) ;;
+      d*/ | -*/edgetag.yaml | -*/ca.crt | -*/sensor.crt | -*/edgetag.mqtt-password | -*/edgetag.mqtt-key) continue ;;
     esac
-  done <<<"$names"
+    fail "$1 is no identity of provision.sh: it holds $name" "$USAGE"
+  done <<<"$listed"
 }
 
 # -- files -------------------------------------------------------------------------------------------------
@@ -111,6 +111,21 @@ put() { # SOURCE DESTINATION MODE OWNER:GROUP; in one step, and only where it is
   install -D --mode="$3" --owner="${4%:*}" --group="${4#*:}" "$1" "$aside"
   mv --force "$aside" "$2"
   changed=1
+}
+
+put_default() { # PATH IN SHARE, DESTINATION; not where a person has changed it: some release brought it so
+  [ ! -e "$2" ] || is_as_brought "$1" "$2" || return 0
+  put "$OPT/current/share/$1" "$2" 644 root:root
+}
+
+remove_default() { # PATH IN SHARE, FILE
+  if [ -n "$purge" ] || is_as_brought "$1" "$2"; then rm --force "$2"; fi
+}
+
+is_as_brought() { # PATH IN SHARE, FILE
+  local release
+  for release in "$OPT"/releases/*; do ! cmp --silent "$release/share/$1" "$2" || return 0; done
+  return 1
 }
 
 link() { # TARGET NAME; in one step
@@ -174,14 +189,14 @@ rename_whole() { # RELEASE; one that was damaged makes room
 }
 
 activate() { # NAME; what is in force, and with it what is systemd's and the user's
-  local share=$OPT/releases/$1/share unit rule
+  local share=$OPT/releases/$1/share unit
   link "releases/$1" "$OPT/current"
   put "$share/systemd/edgetag.sysusers.conf" "$SYSUSERS" 644 root:root
   for unit in "$share"/systemd/*.service "$share"/systemd/*.timer; do
     put "$unit" "$UNITS/$(basename "$unit")" 644 root:root
   done
-  for rule in "$share"/deploy/*.rules; do put "$rule" "$RULES" 644 root:root; done
   put "$share/deploy/edgetag-doctor" "$DOCTOR" 755 root:root
+  put_defaults
   mkdir --parents "$(dirname "$COMMAND")"
   link "$OPT/current/bin/edgetag" "$COMMAND"
   systemctl --quiet enable "$UNIT"
@@ -193,6 +208,26 @@ name_microphone() { # one that is plugged in already, too
   udevadm control --reload
   udevadm trigger --action=change --subsystem-match=sound --settle ||
     say "a microphone that is plugged in gets its name when it is plugged in again"
+}
+
+put_defaults() { # what a person may change: the microphone's rule, and, where they are wanted, the appliance's files
+  local path file
+  put_default "deploy/$(basename "$RULES")" "$RULES"
+  for file in "$OPT"/current/share/deploy/appliance/*.conf.d/*.conf; do
+    path=${file#*/appliance/}
+    if [ -n "$with_appliance" ] || [ -e "/etc/systemd/$path" ]; then
+      put_default "deploy/appliance/$path" "/etc/systemd/$path"
+    fi
+  done
+}
+
+remove_defaults() {
+  local path file
+  remove_default "deploy/$(basename "$RULES")" "$RULES"
+  for file in "$OPT"/current/share/deploy/appliance/*.conf.d/*.conf; do
+    path=${file#*/appliance/}
+    remove_default "deploy/appliance/$path" "/etc/systemd/$path"
+  done
 }
 
 prune() { # releases that are neither in force nor the one before
@@ -233,7 +268,6 @@ take_identity() { # FILE
   local folder file
   folder=$(mktemp -d -p "$private")
   tar --extract --no-same-owner --strip-components=1 --directory="$folder" --file="$1"
-  [ -z "$(find "$folder" -mindepth 1 ! -type f)" ] || fail "$1 is no archive of provision.sh: it holds links" "$USAGE"
   for file in "$folder"/ca.crt "$folder"/sensor.crt; do
     [ ! -f "$file" ] || put "$file" "$ETC/$(basename "$file")" 640 root:edgetag
   done
@@ -252,22 +286,6 @@ take_configuration() { # FILE
   fi
 }
 
-install_appliance() { # SHARE
-  local file
-  for file in "$1"/deploy/appliance/*.conf.d/*.conf; do
-    put "$file" "/etc/systemd/$(basename "$(dirname "$file")")/$(basename "$file")" 644 root:root
-  done
-  ! runs_systemd || systemctl daemon-reexec
-  ! runs_systemd || systemctl try-restart systemd-journald.service
-}
-
-remove_appliance() { # SHARE
-  local file
-  for file in "$1"/deploy/appliance/*.conf.d/*.conf; do
-    rm --force "/etc/systemd/$(basename "$(dirname "$file")")/$(basename "$file")"
-  done
-}
-
 # -- the service -------------------------------------------------------------------------------------------
 
 runs_systemd() {
@@ -279,23 +297,24 @@ start() { # true once it says that it is ready
   systemctl reset-failed "$UNIT" 2>/dev/null || true
   systemctl start --no-block "$UNIT"
   for ((waited_s = 0; waited_s < READY_LIMIT_S; waited_s++)); do
-    case $(systemctl show --property=ActiveState --value "$UNIT") in
-      active) return 0 ;;
-      failed) return 1 ;;
+    case $(systemctl show --property=SubState --value "$UNIT") in
+      running | reload) return 0 ;;
+      auto-restart | failed) return 1 ;;
     esac
-    [ "$(systemctl show --property=NRestarts --value "$UNIT")" = 0 ] || return 1
     sleep 1
   done
   return 1
 }
 
+last_words() { # of a service that has ended
+  journalctl --unit="$UNIT" --lines=3 --output=cat --no-pager 2>/dev/null | paste --serial --delimiters=' '
+}
+
 examined() { # NAME REPORT: its doctor's, as the service, an object a line; true if it came to an end
-  local release=$OPT/releases/$1 exit_code=0
+  local release=$OPT/releases/$1 exit_code=0 first_failure
   "$release/share/deploy/edgetag-doctor" --release "$release" --json >"$2" || exit_code=$?
-  case $exit_code in
-    0 | 2 | 3 | 4 | 5) [ -s "$2" ] ;;
-    *) return 1 ;;
-  esac
+  first_failure=$(sed --quiet 's/.*"verdict":"failed".*"exit_code":\([0-9]*\).*/\1/p' "$2" | head --lines=1)
+  [ -s "$2" ] && [ "$exit_code" = "${first_failure:-0}" ]
 }
 
 checks() { # REPORT VERDICTS: the names of those that ended so
@@ -324,10 +343,6 @@ exchange() { # NEW OLD: the service of the one for that of the other, or, by `fi
   fallback=
 }
 
-last_words() {
-  journalctl --unit="$UNIT" --lines=3 --output=cat --no-pager 2>/dev/null | paste --serial --delimiters=' '
-}
-
 finish() { # whatever happened: nothing half done stays, and a service that was stopped runs
   local exit_code=$?
   trap '' INT TERM HUP
@@ -349,9 +364,9 @@ finish() { # whatever happened: nothing half done stays, and a service that was 
 install_release() {
   local name version old
   check_archive
-  check_root
   check_machine
   [ -z "$identity" ] || check_identity "$identity"
+  check_root
   alone
   version=$(basename "$here"/wheels/edgetag-*.whl | cut -d- -f2)
   name=$version-$(sha256sum "$here/SHA256SUMS" | cut -c1-8)
@@ -365,9 +380,9 @@ install_release() {
   make_user "$OPT/releases/$name/share"
   [ -z "$identity" ] || take_identity "$identity"
   first_configuration
-  [ -z "$with_appliance" ] || install_appliance "$OPT/releases/$name/share"
   put_in_force "$name" "$old"
   prune
+  [ -z "$with_appliance" ] || ! runs_systemd || systemctl try-restart systemd-journald.service
   if [ -n "$no_start" ] || ! runs_systemd; then
     say "installed and enabled, not started: it starts when this system boots"
     return
@@ -404,9 +419,9 @@ rollback() {
   alone
   new=$(in_force previous) old=$(in_force current)
   if [ -z "$new" ] || [ "$new" = "$old" ]; then fail "no release before this one is kept" "$UNSUITABLE"; fi
-  link "releases/$old" "$OPT/previous"
   ! runs_systemd || systemctl --quiet stop "$UNIT"
   activate "$new"
+  link "releases/$old" "$OPT/previous"
   say "$new is in force"
   ! runs_systemd || start || fail "its service does not become ready: $(last_words)" "$UNHEALTHY"
 }
@@ -416,8 +431,8 @@ uninstall() {
   alone
   [ ! -e "$UNITS/$UNIT" ] || systemctl --quiet disable "$UNIT"
   ! runs_systemd || systemctl --quiet stop "$UNIT" 2>/dev/null || true
-  remove_appliance "$OPT/current/share"
-  rm --force "$UNITS"/edgetag.service "$UNITS"/edgetag.timer "$SYSUSERS" "$RULES" "$COMMAND" "$DOCTOR"
+  remove_defaults
+  rm --force "$UNITS"/edgetag.service "$UNITS"/edgetag.timer "$SYSUSERS" "$COMMAND" "$DOCTOR"
   rm --recursive --force "$OPT" /run/edgetag
   ! runs_systemd || systemctl daemon-reload
   [ ! -e /run/udev/control ] || udevadm control --reload
@@ -434,7 +449,9 @@ uninstall() {
 alone() { # a second install.sh does not get in between; and a place that is no disk's, for secrets
   exec 9>/run/edgetag-install.lock
   flock --nonblock 9 || fail "another install.sh is running"
-  private=$(mktemp --directory /run/edgetag-install.XXXXXX)
+  private=/run/edgetag-install
+  rm --recursive --force "$private"
+  mkdir --mode=700 "$private"
 }
 
 main() {
