@@ -348,6 +348,7 @@ finish() { # whatever happened: nothing half done stays, and a service that was 
   trap '' INT TERM HUP
   set +e
   if [ -n "$fallback" ]; then
+    systemctl --quiet stop "$UNIT"
     activate "$fallback"
     rm --force "$OPT/previous"
     [ -z "$fallback_previous" ] || link "releases/$fallback_previous" "$OPT/previous"
