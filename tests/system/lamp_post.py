@@ -6,9 +6,9 @@ street.service ─ pacat ─> microphone.service ─ ALSA's pulse plugin ─> Po
 /var/lib/reader/heard <─ reader.service: mosquitto_sub, with a lasting session <─ mosquitto <───┘
 ```
 
-The broker is the one of `deploy/mosquitto`, its authority and the identities are `deploy/provision.sh`'s. The
-units are the machine's own: they start at every boot unless they were disabled, before or after edgetag, as it
-comes. The microphone can be pulled out, and it can hang (see `sound_server`).
+The broker is the one of `deploy/mosquitto`; authority and identities are `deploy/provision.sh`'s. The units
+are the machine's own: they start at every boot unless they were disabled, edgetag before them or after. The
+microphone can be pulled out, and it can hang (see `sound_server`).
 """
 
 import json
@@ -25,7 +25,7 @@ from system.machine import Machine
 
 SENSOR = "lamp-17"
 BROKER = "localhost"
-READER = "dashboard"  # whom deploy/mosquitto/acl knows
+READER, ADMIN = "dashboard", "admin"  # whom deploy/mosquitto/acl knows
 _DEPLOY = Path(__file__).parents[2] / "deploy"
 _SOCKET = "/run/street/socket"
 
@@ -107,31 +107,35 @@ class LampPost:
         pcm = np.round(street * 32_767).astype("<i2")
         (machine.root / "var/lib/street/street.raw").write_bytes(pcm.tobytes())
         self._provision()
+        machine.offline("systemctl", "enable", "microphone", "street", "reader")
 
     def _provision(self) -> None:
         """The identity that `install.sh` is to be given is `/root/lamp-17.tar`."""
         home, etc = self._machine.root / "root", self._machine.root / "etc/mosquitto"
-        for task in ((SENSOR, "--broker", BROKER), ("--server", BROKER), ("--reader", READER)):
+        sensor, server = (SENSOR, "--broker", BROKER), ("--server", BROKER)
+        for task in (sensor, server, ("--reader", READER), ("--reader", ADMIN)):
             command = [_DEPLOY / "provision.sh", *task, "--ca", home / "ca", "--out", home]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         shutil.copy(_DEPLOY / "mosquitto/edgetag.conf", etc / "conf.d")
-        (etc / "edgetag").mkdir()
-        for file in (home / "ca").iterdir():
-            if file.name in ("ca.crt", "ca.crl", "passwords"):
-                shutil.copy(file, etc / "edgetag")
-        for file in (_DEPLOY / "mosquitto/acl", home / "server.crt", home / "server.key"):
-            shutil.copy(file, etc / "edgetag")
+        shutil.copy(_DEPLOY / "mosquitto/acl", home / "ca")
 
-    def set_up(self) -> None:
-        """Once, after the first boot: everything runs then, and at every boot from now on."""
-        self._machine.run("chgrp", "--recursive", "mosquitto", "/etc/mosquitto/edgetag")
-        self._machine.run("chmod", "--recursive", "g=rX", "/etc/mosquitto/edgetag")
-        self._machine.run("systemctl", "restart", "mosquitto")
-        self._machine.run("systemctl", "enable", "--now", "microphone", "street", "reader")
+        own = "/etc/mosquitto/edgetag"
+        files = [f"/root/ca/{file}" for file in ("acl", "passwords", "ca.crt", "server.crt", "server.key")]
+        self._machine.offline("mkdir", own)
+        self._machine.offline("install", "-g", "mosquitto", "-m", "640", *files, own)
 
     def heard(self, kind: str, since_s: float = 0) -> list[Heard]:
         """Messages of one kind (`tags`, `events`, `status`, `info`, `health`), in order."""
         return [heard for heard in self._heard() if heard.kind == kind and heard.at_s > since_s]
+
+    def retained(self, kind: str) -> dict[str, Any]:
+        """What the broker tells whoever comes and asks."""
+        password = (self._machine.root / f"root/{ADMIN}.password").read_text().strip()
+        who = ["-u", ADMIN, "-P", password, "--cafile", "/etc/mosquitto/edgetag/ca.crt"]
+        topic = ["-t", f"sonyc/v1/{SENSOR}/{kind}", "--retained-only", "-C", "1", "-W", "10"]
+        said = self._machine.run("mosquitto_sub", "-h", BROKER, "-p", "8883", *who, *topic)
+        message: dict[str, Any] = json.loads(said)
+        return message
 
     def state(self) -> tuple[str, str]:
         """The latest state and its reason; empty before the first."""

@@ -152,6 +152,10 @@ class Machine:
             self._unshare = None
         _remove_cgroup(self._cgroup)
 
+    def offline(self, *command: str) -> None:
+        """Run a command on its disk while it is switched off."""
+        subprocess.run(["chroot", self.root, *_ENVIRONMENT, *command], check=True, capture_output=True)
+
     # -- inside ----------------------------------------------------------------------------------
 
     def inside(self, *command: str) -> list[str]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from edgetag import Tagger
 from edgetag.contract.frontend import SAMPLE_RATE_HZ, WINDOW_SAMPLES
+from edgetag.contract.manifest import Variant
 from edgetag.dsp.level import LevelMeter
 from edgetag.tagging.tagger import Analysis
 
@@ -29,7 +30,7 @@ class Recording:
         variant: of the nets that the sensor runs.
     """
 
-    def __init__(self, samples: NDArray[np.float32], variant: str) -> None:
+    def __init__(self, samples: NDArray[np.float32], variant: Variant) -> None:
         self._tagger = Tagger.load(variant=variant)
         self._level = LevelMeter()
         self._samples = samples
@@ -90,4 +91,4 @@ def difference(found: Analysis, event: Event) -> float:
     """Largest between two sets of probabilities."""
     assert (found.coarse.keys(), found.fine.keys()) == (event["coarse"].keys(), event["fine"].keys())
     expected = found.coarse | found.fine
-    return max(abs(expected[id] - p) for id, p in (event["coarse"] | event["fine"]).items())
+    return float(max(abs(expected[id] - p) for id, p in (event["coarse"] | event["fine"]).items()))

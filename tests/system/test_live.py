@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from conftest import SHARED
 from edgetag.contract.frontend import SAMPLE_RATE_HZ, WINDOW_S
+from edgetag.contract.manifest import Variant
 from edgetag.demo.scene import street_scene
 from system.recording import LEVEL_TOLERANCE_DB, TOLERANCE, Recording, difference, heard_level
 from system.sensor import Said, Sensor, utc_s
@@ -34,7 +35,7 @@ from system.sound_server import SoundServer, needs_sound_server
 pytestmark = needs_sound_server
 
 Signal = NDArray[np.float32]
-VARIANT = "int8"
+VARIANT: Variant = "int8"
 PROMPT_S = 6.0  # what is to happen within five seconds, on a machine that does other things, too
 STOPPED_S = 6.0
 HOP_S = 2.5
