@@ -1,14 +1,13 @@
 """Other processors by emulation: QEMU runs their instructions, one program at a time, on this one.
 
 An x86-64 model needs nothing but QEMU: it runs this Python, with this environment, as another processor.
-An arm64 machine needs a whole Debian for arm64 and edgetag's dependencies for it:
+An arm64 machine needs a whole Debian for arm64, and edgetag installed there as on any sensor:
 
 ```
-debootstrap --foreign   unpacks Debian's arm64 packages here         ┐
-  --second-stage        configures them, in a chroot, emulated       │ once: a few minutes
-pip download            the sensor's dependencies, as aarch64 wheels │
-pip install             them in there, emulated                      ┘
-pip wheel, install      edgetag as it lies in the repository         every time
+debootstrap --foreign   unpacks Debian's arm64 packages here         ┐ once: some minutes
+  --second-stage        configures them, in a chroot, emulated       ┘
+make archive            edgetag as it lies in the repository         ┐ every time; install.sh has little
+./install.sh            in there, emulated, without any network      ┘ to do where the archive is the same
 ```
 
 It is kept under `EDGETAG_EMULATION`, by default `~/.cache/edgetag/arm64`; delete the folder to begin anew.
@@ -16,22 +15,27 @@ Packages come from where this machine's apt and pip take theirs; the chroot itse
 The kernel must be told to hand arm64 programs to QEMU (binfmt_misc); where it was not, it is, until restart.
 """
 
-import hashlib
+import functools
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from edgetag import __version__
+
 SUITE = "bookworm"
-GLIBC_MINOR = 36  # of that suite: the newest manylinux tag its pip takes
+# Of a server's or a board's Debian, what install.sh uses. Not python3-venv: an archive brings its own pip.
+PACKAGES = ("python3", "systemd", "udev")
+PYTHON = "/opt/edgetag/current/bin/python"  # in there
 QEMU_X86, QEMU_ARM64 = "qemu-x86_64-static", "qemu-aarch64-static"
 
+# A command begun so knows nothing of who runs the tests: of their pip, for instance.
+_CLEAN = ("env", "--ignore-environment", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root")
 _BINFMT = Path("/proc/sys/fs/binfmt_misc")
 _REGISTRATION = Path("/usr/lib/binfmt.d/qemu-aarch64.conf")  # Debian's qemu-user-static brings it
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -77,7 +81,7 @@ class Arm64:
             for file in (script, question):
                 shutil.copy(file, folder)
             paths = [str(inside / file.name) for file in (script, question, answer)]
-            run(in_root(self.root, "/opt/edgetag/bin/python", *paths), QEMU_CPU=self.cpu)
+            run(_bare(self.root, PYTHON, *paths), QEMU_CPU=self.cpu)
             shutil.copy(Path(folder, answer.name), answer)
 
 
@@ -91,8 +95,47 @@ def run(command: Sequence[str], **environment: str) -> str:
     return done.stdout
 
 
-def in_root(root: Path, *command: str) -> list[str]:
-    """The command as one inside the root, with mounts of its own: those made in there end with it."""
+def in_root(root: Path, *command: str, shared: Path | None = None, is_offline: bool = False) -> list[str]:
+    """The command as one inside the root, with mounts of its own: those made for it end with it.
+
+    Inside are `/proc`, with a Raspberry Pi 4's processor, `/sys`, `/run`, an empty `/tmp`, and this machine's
+    network.
+
+    Args:
+        shared: a folder that is there, too, under the same path.
+        is_offline: there is no network at all.
+    """
+    namespaces = ["--mount", *["--net"] * is_offline]
+    return ["unshare", *namespaces, "sh", "-euc", _ENTER, "sh", str(root), str(shared or ""), *command]
+
+
+_ENTER = """
+root=$1 shared=$2
+shift 2
+mount -t proc proc "$root/proc"
+mount --bind "$root/cpuinfo" "$root/proc/cpuinfo"
+mount --bind /sys "$root/sys"
+mount -t tmpfs tmpfs "$root/run"
+mount -t tmpfs tmpfs "$root/tmp"
+if [ -n "$shared" ]; then
+  mkdir -p "$root$shared"
+  mount --bind "$shared" "$root$shared"
+fi
+exec chroot "$root" "$@"
+"""
+_CPUINFO = """\
+processor\t: 0
+Features\t: fp asimd evtstrm crc32 cpuid
+CPU implementer\t: 0x41
+CPU architecture: 8
+CPU variant\t: 0x0
+CPU part\t: 0xd08
+CPU revision\t: 3
+"""
+
+
+def _bare(root: Path, *command: str) -> list[str]:
+    """The same, with nothing mounted."""
     return ["unshare", "--mount", "chroot", str(root), *command]
 
 
@@ -105,14 +148,45 @@ def missing_for_arm64() -> str | None:
     return f"{', '.join(absent)} not installed" if absent else None
 
 
+@functools.cache
 def arm64_root(repository: Path) -> Path:
-    """A folder with Debian for arm64, edgetag of this moment installed in `/opt/edgetag`."""
+    """A folder with Debian for arm64, edgetag of this moment installed there by its own installer."""
     root = Path(os.environ.get("EDGETAG_EMULATION", Path.home() / ".cache" / "edgetag" / "arm64"))
     _hand_programs_to_qemu()
     if not root.exists():
         _make_debian(root)
-    _install(root, repository)
+    _install(root, _archive(repository))
     return root
+
+
+def add_packages(root: Path, *packages: str) -> None:
+    """Those of Debian that are missing in there, and what they need; fetched by this machine's apt."""
+    if all((root / "usr" / "share" / "doc" / package).exists() for package in packages):
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        apt = ["apt-get", "-qq", *_apt_options(root, Path(folder))]
+        run([*apt, "update"])
+        run([*apt, "install", "--download-only", "--no-install-recommends", "--yes", *packages])
+        install = f"DEBIAN_FRONTEND=noninteractive dpkg --install {folder}/cache/archives/*.deb"
+        run([*_CLEAN, *in_root(root, "sh", "-c", install, shared=Path(folder))])
+
+
+def _apt_options(root: Path, folder: Path) -> list[str]:
+    """An apt for the root's Debian, with a state of its own in `folder`."""
+    for name in ("lists/partial", "cache/archives/partial"):
+        (folder / name).mkdir(parents=True)
+    (folder / "sources.list").write_text(f"deb {mirror()} {SUITE} main\n")
+    options = {
+        "APT::Architecture": "arm64",
+        "APT::Architectures": "arm64",
+        "APT::Sandbox::User": "root",
+        "Dir::Cache": folder / "cache",
+        "Dir::Etc::SourceList": folder / "sources.list",
+        "Dir::Etc::SourceParts": "-",
+        "Dir::State": folder,
+        "Dir::State::Status": root / "var" / "lib" / "dpkg" / "status",
+    }
+    return [f"--option={name}={value}" for name, value in options.items()]
 
 
 def _hand_programs_to_qemu() -> None:
@@ -126,9 +200,11 @@ def _make_debian(root: Path) -> None:
     partial = root.with_name(f"{root.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    options = ["--arch=arm64", "--variant=minbase", "--include=python3-venv"]
+    options = ["--arch=arm64", "--variant=minbase", f"--include={','.join(PACKAGES)}"]
     run(["debootstrap", "--foreign", *options, SUITE, str(partial), mirror()])
-    run(in_root(partial, "/debootstrap/debootstrap", "--second-stage"), PATH="/usr/sbin:/usr/bin:/sbin:/bin")
+    run([*_CLEAN, *_bare(partial, "/debootstrap/debootstrap", "--second-stage")])
+    (partial / "etc" / "hosts").write_text("127.0.0.1 localhost\n")  # as Debian's installer does
+    (partial / "cpuinfo").write_text(_CPUINFO)
     partial.rename(root)
 
 
@@ -140,32 +216,15 @@ def mirror() -> str:
     return sites[0]
 
 
-def _install(root: Path, repository: Path) -> None:
-    """The wheel of now; its dependencies only where they are other ones than before."""
-    wheels, stamp = root / "wheels", root / "opt" / "edgetag" / "dependencies.sha256"
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    for wheel in wheels.glob("edgetag-*.whl"):
-        wheel.unlink()
-    run([*pip, "wheel", "--no-deps", "--wheel-dir", str(wheels), str(repository)])
-    (edgetag,) = wheels.glob("edgetag-*.whl")
-    constraints = repository / "constraints.txt"
-    dependencies = hashlib.sha256(_requirements(edgetag) + constraints.read_bytes()).hexdigest()
-    install = ["/opt/edgetag/bin/pip", "--quiet", "install", "--no-index", "--find-links", "/wheels"]
-    if not stamp.exists() or stamp.read_text() != dependencies:
-        platforms = [f"--platform=manylinux_2_{minor}_aarch64" for minor in range(17, GLIBC_MINOR + 1)]
-        foreign = ["--python-version=3.11", "--only-binary=:all:", "--platform=manylinux2014_aarch64"]
-        where = ["--dest", str(wheels), "--constraint", str(constraints)]
-        run([*pip, "download", *foreign, *platforms, *where, str(edgetag)])
-        run(in_root(root, "python3", "-m", "venv", "--clear", "/opt/edgetag"))
-        run(in_root(root, *install, f"/wheels/{edgetag.name}"))
-        stamp.write_text(dependencies)
-    else:
-        run(in_root(root, *install, "--no-deps", "--force-reinstall", f"/wheels/{edgetag.name}"))
+def _archive(repository: Path) -> Path:
+    run(["make", "--no-print-directory", "-C", str(repository), "archive", "ARCH=arm64"])
+    return repository / "dist" / f"edgetag-{__version__}-debian12-arm64.tar.gz"
 
 
-def _requirements(wheel: Path) -> bytes:
-    """What the wheel says it needs, extras left out."""
-    with zipfile.ZipFile(wheel) as archive:
-        (metadata,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
-        lines = archive.read(metadata).splitlines()
-    return b"\n".join(line for line in lines if line.startswith(b"Requires-") and b"extra ==" not in line)
+def _install(root: Path, archive: Path) -> None:
+    """As whoever has brought the archive to a sensor does it."""
+    unpacked = archive.name.removesuffix(".tar.gz")
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copy(archive, folder)
+        commands = f"cd {folder} && tar -xzf {archive.name} && {unpacked}/install.sh"
+        run([*_CLEAN, *in_root(root, "sh", "-c", commands, shared=Path(folder), is_offline=True)])
