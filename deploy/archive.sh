@@ -76,6 +76,8 @@ needed_by() { # PACKAGE…
 fetch_packages() { # FOLDER
   local packages
   mkdir -p "$apt/state/lists/partial" "$apt/cache/archives/partial"
+  exec 9>"$apt/lock"
+  flock 9 # apt itself would not wait
   : >"$apt/status"
   sources >"$apt/sources.list"
   [ -s "$apt/sources.list" ] || fail "apt has no source of Debian $SUITE, from which $HEARING comes"
@@ -87,8 +89,8 @@ fetch_packages() { # FOLDER
 
 # -- the archive -------------------------------------------------------------------------------------------
 
-own_files() { # what is kept in the repository or is to be; no password that somebody made in here
-  git ls-files --cached --others --exclude-standard systemd deploy 2>/dev/null || find systemd deploy -type f
+own_files() { # what git does not ignore: no secret that provision.sh has made in here
+  git ls-files -z --cached --others --exclude-standard systemd deploy || fail "git cannot tell what belongs to this checkout"
 }
 
 write_sums() { # FOLDER
@@ -120,7 +122,7 @@ main() {
   folder=$work/$name
   mkdir "$folder"
   mv "$work/wheels" "$work/debs" "$folder"
-  own_files | xargs cp --parents --target-directory="$folder"
+  own_files | xargs --null cp --parents --target-directory="$folder"
   cp deploy/install.sh "$folder"
   write_sums "$folder"
   pack "$folder" "$work/$name.tar.gz"

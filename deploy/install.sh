@@ -12,7 +12,7 @@ set -euo pipefail
 shopt -s inherit_errexit nullglob
 
 readonly OPT=/opt/edgetag ETC=/etc/edgetag STATE=/var/lib/edgetag CREDENTIALS=/etc/credstore
-readonly UNIT=edgetag.service UNITS=/etc/systemd/system
+readonly UNIT=edgetag.service TIMER=edgetag.timer UNITS=/etc/systemd/system
 readonly SYSUSERS=/etc/sysusers.d/edgetag.conf RULES=/etc/udev/rules.d/70-edgetag-microphone.rules
 readonly COMMAND=/usr/local/bin/edgetag DOCTOR=/usr/local/sbin/edgetag-doctor
 readonly READY_LIMIT_S=300 # a first full window takes seconds, a bundle's self-test on a small board up to minutes
@@ -73,8 +73,8 @@ check_machine() {
   # shellcheck source=/dev/null
   is=$(. /etc/os-release && echo "${VERSION_CODENAME-}")
   [ "$is" = bookworm ] || fail "the archive is for Debian 12, bookworm; this system is ${is:-another}" "$UNSUITABLE"
-  command -v python3 >/dev/null || fail "there is no python3: apt install python3" "$UNSUITABLE"
-  is=$(python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+  is=$(python3 -c 'import sys, venv; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) ||
+    fail "there is no python3, or but a minimal one: apt install python3" "$UNSUITABLE"
   [ "$is" = 3.11 ] || fail "python3 is $is, the archive's wheels are for Debian 12's 3.11" "$UNSUITABLE"
 }
 
@@ -275,6 +275,7 @@ take_identity() { # FILE
     put "$file" "$CREDENTIALS/$(basename "$file")" 600 root:root
   done
   [ ! -f "$folder/edgetag.yaml" ] || take_configuration "$folder/edgetag.yaml"
+  say "$1 is not needed here any more, and it holds a secret: rm $1"
 }
 
 take_configuration() { # FILE
@@ -290,6 +291,11 @@ take_configuration() { # FILE
 
 runs_systemd() {
   [ -d /run/systemd/system ]
+}
+
+stop() { # who is killed while the service is stopped leaves it to the timer, which starts it after five minutes
+  systemctl --quiet stop "$UNIT"
+  systemctl --quiet start "$TIMER" || true
 }
 
 start() { # true once it says that it is ready
@@ -333,7 +339,7 @@ worse() { # NEW OLD: the checks that the new release's doctor fails and the old 
 exchange() { # NEW OLD: the service of the one for that of the other, or, by `finish`, back
   local failed
   fallback=$2 fallback_previous=$(in_force previous)
-  systemctl --quiet stop "$UNIT"
+  stop
   say "asking the doctor of $1"
   failed=$(worse "$1" "$2" | paste --serial --delimiters=,)
   [ -z "$failed" ] || fail "$1 fails what $2 passes ($failed)" "$ROLLED_BACK"
@@ -348,7 +354,7 @@ finish() { # whatever happened: nothing half done stays, and a service that was 
   trap '' INT TERM HUP
   set +e
   if [ -n "$fallback" ]; then
-    systemctl --quiet stop "$UNIT"
+    stop
     activate "$fallback"
     rm --force "$OPT/previous"
     [ -z "$fallback_previous" ] || link "releases/$fallback_previous" "$OPT/previous"
@@ -385,7 +391,7 @@ install_release() {
   prune
   [ -z "$with_appliance" ] || ! runs_systemd || systemctl try-restart systemd-journald.service
   if [ -n "$no_start" ] || ! runs_systemd; then
-    say "installed and enabled, not started: it starts when this system boots"
+    say "installed and enabled; it starts when this system boots, or with: systemctl restart edgetag"
     return
   fi
   report
@@ -397,7 +403,7 @@ put_in_force() { # NEW OLD
       exchange "$1" "$2"
     else
       activate "$1"
-      if [ -n "$changed" ] || ! systemctl --quiet is-active "$UNIT"; then systemctl --quiet stop "$UNIT"; fi
+      if [ -n "$changed" ] || ! systemctl --quiet is-active "$UNIT"; then stop; fi
       start || not_ready=1
     fi
   else
@@ -420,7 +426,7 @@ rollback() {
   alone
   new=$(in_force previous) old=$(in_force current)
   if [ -z "$new" ] || [ "$new" = "$old" ]; then fail "no release before this one is kept" "$UNSUITABLE"; fi
-  ! runs_systemd || systemctl --quiet stop "$UNIT"
+  ! runs_systemd || stop
   activate "$new"
   link "releases/$old" "$OPT/previous"
   say "$new is in force"
@@ -433,7 +439,7 @@ uninstall() {
   [ ! -e "$UNITS/$UNIT" ] || systemctl --quiet disable "$UNIT"
   ! runs_systemd || systemctl --quiet stop "$UNIT" 2>/dev/null || true
   remove_defaults
-  rm --force "$UNITS"/edgetag.service "$UNITS"/edgetag.timer "$SYSUSERS" "$COMMAND" "$DOCTOR"
+  rm --force "$UNITS/$UNIT" "$UNITS/$TIMER" "$SYSUSERS" "$COMMAND" "$DOCTOR"
   rm --recursive --force "$OPT" /run/edgetag
   ! runs_systemd || systemctl daemon-reload
   [ ! -e /run/udev/control ] || udevadm control --reload

@@ -174,6 +174,12 @@ def test_who_is_not_root_changes_nothing(folder: Path) -> None:
     assert "only root" in refused(UNSUITABLE, archive_of(folder, own_architecture()))
 
 
+def test_the_first_configuration_can_be_made_to_say_more() -> None:
+    """install.sh sets the level of the log there, in the file that ships."""
+    (was,) = re.findall(r"'s/\^(.+)\$/  level: info/'", (DEPLOY / "install.sh").read_text())
+    assert (DEPLOY / "edgetag.yaml").read_text().splitlines().count(was) == 1
+
+
 # -- identities --------------------------------------------------------------------------------------------
 
 
@@ -241,6 +247,17 @@ def test_an_identity_that_is_no_tar_or_not_there_is_refused(folder: Path) -> Non
 @pytest.mark.parametrize("arguments", [[], ["riscv64"], ["arm64", "amd64"]])
 def test_an_archive_is_for_one_of_two_processors(folder: Path, arguments: list[str]) -> None:
     assert "arm64" in refused(USAGE, folder / "archive.sh", *arguments)
+
+
+@pytest.mark.skipif(not (DEPLOY.parent / ".git").exists(), reason="this is no checkout")
+def test_no_secret_is_packed() -> None:
+    """What is packed is what git does not ignore."""
+    secrets = ["deploy/ca/ca.key", "deploy/ca/passwords", "deploy/lamp-17.tar", "deploy/dashboard.password"]
+    assert "git ls-files -z --cached --others --exclude-standard" in (DEPLOY / "archive.sh").read_text()
+    ignored = subprocess.run(
+        ["git", "check-ignore", *secrets], cwd=DEPLOY.parent, capture_output=True, text=True, check=False
+    )
+    assert ignored.stdout.split() == secrets
 
 
 # -- edgetag-doctor ----------------------------------------------------------------------------------------
