@@ -131,3 +131,8 @@ def reader_may_leave() -> Iterator[None]:
 def is_terminal(stream: TextIO | None) -> bool:
     """Whether somebody looks."""
     return stream is not None and stream.isatty()
+
+
+def complain(error: Exception) -> None:
+    """One sentence on stderr."""
+    typer.echo(f"edgetag: {error}", err=True)

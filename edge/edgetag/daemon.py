@@ -7,17 +7,18 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from edgetag.capture.source import Block, DamagedAudio, Source
-from edgetag.capture.windows import Window, Windower
-from edgetag.contract.errors import BundleError, EdgetagError
+from edgetag.capture.source import Block, Source
+from edgetag.capture.windows import Window
+from edgetag.contract.errors import BundleError, EdgetagError, InputError
 from edgetag.contract.event import SoundEvent, Verdict
 from edgetag.contract.frontend import SAMPLE_RATE_HZ, WINDOW_S
 from edgetag.delivery.sink import Sink
 from edgetag.health import HealthWatch
+from edgetag.hearing import Ended, hear
 from edgetag.loading import Loaded
 from edgetag.replacement import Replacement
 from edgetag.tagging.sounds import SoundEvents
-from edgetag.tagging.stream import EventStream
+from edgetag.tagging.stream import EventStream, Heard
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger("edgetag.daemon")
 
@@ -65,37 +66,75 @@ def run(
     Raises:
         DamagedAudio: the source broke off; what came before has been tagged and delivered.
     """
-    windower = Windower(source.rate_hz, hop_samples=hop_samples)
-    summary, damage = Summary(), None
     watch = watch or HealthWatch(stream)
+    analyse = analyser(stream, sink, watch, sounds, replacement, hop_samples / SAMPLE_RATE_HZ)
+    return tell(
+        hear(source, analyse, hop_samples=hop_samples, observers=observers),
+        stream,
+        sink,
+        hop_samples=hop_samples,
+        start_utc_s=start_utc_s,
+        label=label,
+        watch=watch,
+        sounds=sounds,
+    )
+
+
+def analyser(
+    stream: EventStream,
+    sink: Sink,
+    watch: HealthWatch,
+    sounds: SoundEvents | None,
+    replacement: Replacement[Loaded] | None,
+    hop_s: float,
+) -> Callable[[Window], Heard]:
+    """What hears a window: by the stream's bundle, or by another one that has come to take over."""
+
+    def analyse(window: Window) -> Heard:
+        if replacement is not None and (outcome := replacement.outcome()) is not None:
+            take_over(outcome, stream, sounds, sink, watch, hop_s)
+        return stream.hear(window)
+
+    return analyse
+
+
+def tell(
+    heard: Iterable[Heard | Ended],
+    stream: EventStream,
+    sink: Sink,
+    *,
+    hop_samples: int,
+    start_utc_s: float,
+    label: str | None,
+    watch: HealthWatch,
+    sounds: SoundEvents | None = None,
+) -> Summary:
+    """Deliver what was heard in a source, as it comes: the second half of `run`, with the same arguments.
+
+    Raises:
+        InputError: as `heard` does; what came before has been delivered.
+    """
+    summary, damage = Summary(), None
     max_gap_s = max(0.0, hop_samples / SAMPLE_RATE_HZ - WINDOW_S)
 
     def publish(events: Iterable[SoundEvent]) -> None:
         for event in events:
             sink.sound(event)
 
-    def deliver(windows: Iterable[Window]) -> None:
-        for window in windows:
-            if replacement is not None and (outcome := replacement.outcome()) is not None:
-                take_over(outcome, stream, sounds, sink, watch, hop_samples / SAMPLE_RATE_HZ)
+    try:
+        for said in heard:
+            if isinstance(said, Ended):
+                summary.audio_s, summary.not_finite = said
+                continue
             if watch.due:
                 sink.report(watch.health())
-            event = stream.event(window, start_utc_s=start_utc_s, source=label)
+            event = stream.tell(said, start_utc_s=start_utc_s, source=label)
             sink.deliver(event)
             publish(sounds.take(event, max_gap_s=max_gap_s) if sounds else ())
             summary.verdicts[event.verdict] += 1
-
-    try:
-        for block in source.blocks():
-            for observe in observers:
-                observe(block)
-            deliver(windower.feed(block))
-            summary.audio_s += len(block.frames) / source.rate_hz
-    except DamagedAudio as error:
+    except InputError as error:
         damage = error
-    deliver(windower.finish())
     publish(sounds.end() if sounds else ())
-    summary.not_finite = windower.n_not_finite
     if damage is not None:
         raise damage
     return summary

@@ -664,6 +664,24 @@ def test_a_replayed_recording_reaches_a_subscriber_whole(
     assert {kind for kind, *_ in broker.retained(2)} == {"status", "info"}
 
 
+def test_what_several_processes_hear_is_published_by_one(
+    broker: Mosquitto, bundle: Path, street: Path
+) -> None:
+    """`--jobs`: every window and sound of every recording, in order, by one publisher."""
+    broker.subscribe("reader")
+    done = subprocess.run(
+        replay_command(broker, bundle, "--jobs", "2", *[str(street)] * 3),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    messages = broker.take_until("reader", "ended")
+    windows = ["tags", "events", *["tags"] * 4, "events"]
+    assert [message.kind for message in messages] == ["status", "info", *windows * 3, "status"]
+    assert seqs(messages) == list(range(15))
+
+
 def test_a_replay_trusts_whom_the_configuration_trusts(
     tmp_path: Path, bundle: Path, street: Path, authority: Authority
 ) -> None:

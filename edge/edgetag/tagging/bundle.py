@@ -130,8 +130,9 @@ class Golden:
 
 @dataclass(frozen=True, eq=False)
 class Bundle:
-    """A bundle whose every file has been checked against its manifest."""
+    """A bundle whose every file has been checked against its manifest. `path` is where it was read from."""
 
+    path: Path
     manifest: Manifest
     sha256: str
     variant: Variant
@@ -193,7 +194,8 @@ def load_bundle(
         branches[id] = _net(container, net.variants[chosen], threads)
         _check(branches[id], f"branch {id}", net_shapes, OUTPUT, (1, net.outputs))
     golden = _golden(container, manifest, chosen)
-    return Bundle(manifest, hashlib.sha256(text).hexdigest(), chosen, root, branches, embedding, golden)
+    sha256 = hashlib.sha256(text).hexdigest()
+    return Bundle(container.path, manifest, sha256, chosen, root, branches, embedding, golden)
 
 
 def check_embedding(net: OnnxNet) -> None:

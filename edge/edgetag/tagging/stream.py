@@ -1,8 +1,8 @@
-"""From a window to its event: numbered, stamped, named."""
+"""From a window to its event: heard, then numbered, stamped, named."""
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -13,7 +13,19 @@ from edgetag.contract.frontend import SAMPLE_RATE_HZ, WINDOW_S
 from edgetag.tagging.conditions import NO_CONDITIONS, Conditions
 
 if TYPE_CHECKING:
-    from edgetag.tagging.tagger import Tagger
+    from edgetag.tagging.tagger import Analysis, Tagger
+
+
+class Heard(NamedTuple):
+    """What a window came to, and what else is told of it; another process may have heard it."""
+
+    found: "Analysis"
+    start_sample: int
+    valid: float
+    overruns: int
+    clipped: float
+    rate_hz: int
+    delivered_s: float
 
 
 class EventStream:
@@ -67,6 +79,11 @@ class EventStream:
             clock_step_s: by how much the system clock was set since the window before.
             with_branches: False where there is no time for them.
         """
+        heard = self.hear(window, with_branches=with_branches)
+        return self.tell(heard, start_utc_s=start_utc_s, source=source, clock_step_s=clock_step_s)
+
+    def hear(self, window: Window, *, with_branches: bool = True) -> Heard:
+        """The first half of `event`."""
         found = self.tagger.analyse(
             window.samples,
             window.valid,
@@ -75,7 +92,21 @@ class EventStream:
             conditions=self.conditions,
             with_branches=with_branches,
         )
-        window_start_s = start_utc_s + window.start_sample / SAMPLE_RATE_HZ
+        return Heard(
+            found,
+            window.start_sample,
+            window.valid,
+            window.overruns,
+            window.clipped,
+            window.rate_hz,
+            window.delivered_s,
+        )
+
+    def tell(
+        self, heard: Heard, *, start_utc_s: float, source: str | None = None, clock_step_s: float = 0.0
+    ) -> TagsEvent:
+        """The second half of `event`, in the order in which events are to be numbered."""
+        window_start_s = start_utc_s + heard.start_sample / SAMPLE_RATE_HZ
         event = TagsEvent(
             sensor=self.sensor,
             boot=self.boot,
@@ -83,16 +114,16 @@ class EventStream:
             start=timestamp(window_start_s),
             end=timestamp(window_start_s + WINDOW_S),
             clock=Clock(self._clock_synced(), round(clock_step_s, 3)),
-            verdict=found.verdict,
-            audio=Audio(window.rate_hz, round(window.valid, 6), window.overruns, round(window.clipped, 6)),
-            level=found.level,
-            coarse=found.coarse,
-            fine=found.fine,
-            refined=found.refined,
-            active=found.active,
+            verdict=heard.found.verdict,
+            audio=Audio(heard.rate_hz, round(heard.valid, 6), heard.overruns, round(heard.clipped, 6)),
+            level=heard.found.level,
+            coarse=heard.found.coarse,
+            fine=heard.found.fine,
+            refined=heard.found.refined,
+            active=heard.found.active,
             model=self.tagger.bundle.model,
-            skipped=found.skipped,
-            lag_s=round(self._monotonic() - window.delivered_s, 3),
+            skipped=heard.found.skipped,
+            lag_s=round(self._monotonic() - heard.delivered_s, 3),
             source=msgspec.UNSET if source is None else source,
         )
         self._seq += 1

@@ -1,0 +1,361 @@
+"""`edgetag replay`: recordings, by one process or several."""
+
+import dataclasses
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgetag.assembly import (
+    Format,
+    VariantName,
+    complain,
+    hop_s_of,
+    is_terminal,
+    printer,
+    reader_may_leave,
+    replaced_on_hangup,
+    settings_with,
+)
+from edgetag.contract.errors import InputError
+from edgetag.contract.event import DEFAULT_PREFIX
+from edgetag.contract.frontend import MIN_VALID, SAMPLE_RATE_HZ, WINDOW_S
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from edgetag.capture.source import Block, Source
+    from edgetag.capture.windows import Window
+    from edgetag.daemon import Summary
+    from edgetag.delivery.sink import Sink
+    from edgetag.health import HealthWatch
+    from edgetag.loading import Loaded
+    from edgetag.tagging.sounds import SoundEvents
+    from edgetag.tagging.stream import EventStream, Heard
+    from edgetag.workers import Ears, Said
+
+_SPREAD = "Several processes"
+
+
+def replay(
+    files: Annotated[
+        list[str],
+        typer.Argument(metavar="FILE…", help="WAV, FLAC, OGG or MP3 files; - reads a WAV from stdin."),
+    ],
+    hop: Annotated[
+        float | None,
+        typer.Option(
+            "--hop",
+            metavar="SECONDS",
+            help="Seconds from one window's start to the next; if absent, what suits the bundle: 5 or 4.8.",
+        ),
+    ] = None,
+    format: Annotated[
+        Format | None, typer.Option("--format", help="What to print; json if nothing is published.")
+    ] = None,
+    mqtt: Annotated[
+        str | None,
+        typer.Option(
+            "--mqtt",
+            metavar="URL",
+            help="Publish to a broker: mqtt://\\[user:password@]host[:port], or mqtts://, ws://, wss://; "
+            "certificates as configured.",
+        ),
+    ] = None,
+    realtime: Annotated[
+        bool, typer.Option("--realtime", help="As fast as it was heard, not faster.")
+    ] = False,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(
+            "--bundle", help="Bundle folder or archive; the installed one, or the starter, if absent."
+        ),
+    ] = None,
+    variant: Annotated[
+        VariantName | None, typer.Option("--variant", help="Nets to run; auto is what is faster here.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option("--config", help="Configuration file (YAML).")] = None,
+    sensor: Annotated[str, typer.Option("--sensor", help="Sensor id of the events.")] = "",
+    prefix: Annotated[str, typer.Option("--prefix", help="Topic prefix.")] = DEFAULT_PREFIX,
+    start: Annotated[
+        datetime | None,
+        typer.Option(
+            "--start",
+            metavar="TIME",
+            formats=["%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%dT%H:%M:%S.%fZ"],
+            help="UTC of the first sample. If absent, the recording is taken to end now.",
+        ),
+    ] = None,
+    jobs: Annotated[
+        int,
+        typer.Option(
+            "--jobs",
+            "-j",
+            metavar="N",
+            min=0,
+            help="Processes that hear, a recording each; 0 is one a core. Events are the same, in the same "
+            "order.",
+            rich_help_panel=_SPREAD,
+        ),
+    ] = 1,
+) -> None:
+    """Tag recordings in rolling ten-second windows.
+
+    SIGHUP makes a replay by one process, without a terminal, read its configuration and bundle anew.
+
+    Example: edgetag replay street.flac --format table
+    """
+    from edgetag.daemon import analyser, sounds_of
+    from edgetag.delivery.address import check_prefix, check_sensor
+    from edgetag.health import HealthWatch
+    from edgetag.loading import Loader
+    from edgetag.state import state_directory
+    from edgetag.tagging.stream import EventStream
+    from edgetag.tagging.tagger import check_start
+    from edgetag.tagging.tagger import hop_samples as to_samples
+
+    if hop is not None:
+        to_samples(hop)  # refused before anything is loaded
+    check_prefix(prefix)
+    sensor = check_sensor(sensor or _replay_sensor())
+    start_utc_s = check_start(start.replace(tzinfo=UTC).timestamp()) if start else None
+    n_processes = _n_processes(jobs, files, realtime=realtime)
+    over = {"bundle__path": bundle and str(bundle), "runtime__variant": variant and variant.value}
+    loader = Loader(partial(settings_with, config, **over), state_directory())
+    failed = False
+    with reader_may_leave(), _interrupted_by_sigterm(), ExitStack() as stack:
+        replacement = stack.enter_context(replaced_on_hangup(loader)) if n_processes == 1 else None
+        loaded, refusal = loader.load_or_previous()
+        stream = EventStream(loaded.tagger, sensor=sensor, conditions=loaded.conditions)
+        watch, sounds = HealthWatch(stream), sounds_of(loaded, stream)
+        hop_samples = to_samples(hop_s_of(loaded, hop))
+        if replacement is not None:
+            stack.enter_context(replacement)
+        sink = stack.enter_context(_sink(loaded, stream, format, mqtt, prefix, hop_samples / SAMPLE_RATE_HZ))
+        if refusal:
+            watch.refused(refusal)
+        progress = is_terminal(sys.stderr) and not (is_terminal(sys.stdout) and (format or not mqtt))
+        if replacement is not None:
+            analyse = analyser(stream, sink, watch, sounds, replacement, hop_samples / SAMPLE_RATE_HZ)
+            heard = _hear_here(files, analyse, hop_samples, realtime=realtime, progress=progress)
+        else:
+            from edgetag.workers import Workers
+
+            workers = stack.enter_context(Workers(n_processes, _ears(loaded, hop_samples)))
+            heard = _counted(workers.hear(files), len(files) if progress else None)
+        telling = _Telling(stream, sink, hop_samples, watch, sounds, start_utc_s, realtime=realtime)
+        for file, said in heard:
+            try:
+                telling.tell(file, said)
+            except InputError as error:
+                complain(error)
+                failed = True
+    if failed:
+        raise typer.Exit(InputError.exit_code)
+
+
+def _n_processes(jobs: int, files: list[str], *, realtime: bool) -> int:
+    """How many are to hear, no more than there are recordings.
+
+    Raises:
+        InputError: more than one was asked for, where there is only one stream of time.
+    """
+    n = min(jobs or len(os.sched_getaffinity(0)), len(files))
+    if jobs != 1 and ("-" in files or realtime):
+        what = "--realtime" if realtime else "standard input (-)"
+        raise InputError(f"{what} is heard by one process; leave --jobs out")
+    return n
+
+
+@dataclass
+class _Telling:
+    """What becomes of what is heard: recordings that follow each other from a start, or end now."""
+
+    stream: "EventStream"
+    sink: "Sink"
+    hop_samples: int
+    watch: "HealthWatch"
+    sounds: "SoundEvents"
+    start_utc_s: float | None
+    realtime: bool
+
+    def tell(self, file: str, said: "Iterator[Said]") -> None:
+        """Deliver one recording.
+
+        Raises:
+            InputError: it cannot be read, broke off, is too short, or holds samples that are no numbers; what
+                could be tagged has been.
+        """
+        from edgetag.daemon import tell
+        from edgetag.hearing import Begun
+
+        begun = next(said)
+        assert isinstance(begun, Begun)
+        start_utc_s = self.start_utc_s
+        if start_utc_s is None:
+            start_utc_s = time.time() - (0.0 if self.realtime else begun.duration_s or 0.0)
+        summary = tell(
+            (window for window in said if not isinstance(window, Begun)),
+            self.stream,
+            self.sink,
+            hop_samples=self.hop_samples,
+            start_utc_s=start_utc_s,
+            label=os.fsencode(file).decode("utf-8", "replace"),
+            watch=self.watch,
+            sounds=self.sounds,
+        )
+        _check_heard(file, summary)
+        if self.start_utc_s is not None:
+            self.start_utc_s += summary.audio_s
+
+
+def _check_heard(file: str, summary: "Summary") -> None:
+    if summary.not_finite:
+        raise InputError(
+            f"{file}: {summary.not_finite} samples are not finite numbers; they were treated as lost audio"
+        )
+    if summary.n_windows == summary.verdicts["too_little_audio"]:
+        raise InputError(
+            f"{file}: {summary.audio_s:.1f} s of audio; a {WINDOW_S}-s window needs "
+            f"{MIN_VALID * WINDOW_S:.1f} s; not tagged"
+        )
+
+
+def _hear_here(
+    files: Iterable[str],
+    analyse: "Callable[[Window], Heard]",
+    hop_samples: int,
+    *,
+    realtime: bool,
+    progress: bool,
+) -> "Iterator[tuple[str, Iterator[Said]]]":
+    """Recordings one after the other, in this process; see `edgetag.workers.Workers.hear`."""
+    for file in files:
+        yield file, _hear_one(file, analyse, hop_samples, realtime=realtime, progress=progress)
+
+
+def _hear_one(
+    file: str, analyse: "Callable[[Window], Heard]", hop_samples: int, *, realtime: bool, progress: bool
+) -> "Iterator[Said]":
+    from edgetag.capture.file import open_recording
+    from edgetag.daemon import real_time
+    from edgetag.hearing import Begun, hear
+
+    with open_recording(file) as source:
+        yield Begun(source.duration_s)
+        observers = [real_time(source.rate_hz)] if realtime else []
+        with _progress(source, source.duration_s) if progress else nullcontext() as advance:
+            observers += [advance] if advance else []
+            yield from hear(source, analyse, hop_samples=hop_samples, observers=observers)
+
+
+def _ears(loaded: "Loaded", hop_samples: int) -> "Ears":
+    """What `loaded` hears with, for other processes."""
+    from edgetag.workers import Ears
+
+    bundle, settings = loaded.tagger.bundle, loaded.settings
+    return Ears(
+        bundle=bundle.path,
+        sha256=bundle.sha256,
+        variant=bundle.variant,
+        threads=settings.runtime.threads,
+        public_key=None if settings.bundle.public_key is None else Path(settings.bundle.public_key),
+        conditions=loaded.conditions,
+        hop_samples=hop_samples,
+    )
+
+
+def _sink(
+    loaded: "Loaded",
+    stream: "EventStream",
+    format: Format | None,
+    mqtt: str | None,
+    prefix: str,
+    hop_s: float,
+) -> "Sink":
+    """Where events go: to the broker if there is one, to stdout if a format is named or there is none."""
+    from edgetag.delivery.sink import Tee
+
+    sinks: list[Sink] = []
+    if mqtt is not None:
+        from edgetag.delivery.address import parse_url
+        from edgetag.delivery.mqtt import MqttPublisher
+        from edgetag.publishing import connecting
+
+        sinks.append(
+            MqttPublisher(
+                parse_url(mqtt),
+                sensor=stream.sensor,
+                info=loaded.tagger.info(hop_s),
+                boot_id=stream.boot,
+                prefix=prefix,
+                # A replay that ends is gone: there is nothing to come back to.
+                how=dataclasses.replace(connecting(loaded.settings), session_expiry_s=0),
+            )
+        )
+    if format is not None or mqtt is None:
+        from edgetag.delivery.stdout import Stdout
+
+        sinks.append(Stdout(printer(loaded.tagger.taxonomy, format or Format.json), may_leave=bool(sinks)))
+    return Tee(sinks)
+
+
+@contextmanager
+def _progress(source: "Source", duration_s: float | None) -> "Iterator[Callable[[Block], None]]":
+    """A bar on stderr, over the recording's length where it is known."""
+    with _bar("s") as progress:
+        task = progress.add_task(source.name, total=duration_s)
+        yield lambda block: progress.advance(task, len(block.frames) / source.rate_hz)
+
+
+def _counted(
+    heard: "Iterator[tuple[str, Iterator[Said]]]", n_files: int | None
+) -> "Iterator[tuple[str, Iterator[Said]]]":
+    """Recordings as they are told, with a bar on stderr if there is a number to count them to."""
+    if n_files is None:
+        yield from heard
+        return
+    with _bar("recordings") as progress:
+        task = progress.add_task("", total=n_files)
+        for recording in heard:
+            yield recording
+            progress.advance(task)
+
+
+def _bar(unit: str) -> "Progress":
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn(f"{{task.completed:.0f}} {unit}"),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=Console(stderr=True), transient=True)
+
+
+@contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """SIGTERM is a Ctrl-C: whatever has been started is ended."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _replay_sensor() -> str:
+    """By the host's name, but never its live sensor's own id: a broker keeps one connection an id."""
+    from edgetag.delivery.address import MAX_SENSOR_CHARS, own_name
+
+    return f"replay-{own_name()}"[:MAX_SENSOR_CHARS]
