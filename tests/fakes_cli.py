@@ -5,11 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
-def run_python(*arguments: object, state: Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """`python …` to its end."""
+
+def run_python(
+    *arguments: object, state: Path, cwd: Path | None = None, under: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
+    """`python …` to its end; `under` is a command that starts it in its turn."""
     return subprocess.run(
-        [sys.executable, *map(str, arguments)],
+        [*under, sys.executable, *map(str, arguments)],
         cwd=cwd,
         env=os.environ | {"STATE_DIRECTORY": str(state)},
         capture_output=True,
@@ -17,6 +21,12 @@ def run_python(*arguments: object, state: Path, cwd: Path | None = None) -> subp
         timeout=120,
         check=False,
     )
+
+
+ROOT_WITHOUT_RIGHTS = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
+"""For `run_python`'s `under`: root, to whom others' files are as closed as to anybody."""
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can have files of others")
 
 
 def refused(done: subprocess.CompletedProcess[str], code: int, *sentence: str) -> None:

@@ -21,7 +21,7 @@ import msgspec
 import yaml
 from msgspec import inspect
 
-from edgetag.contract.errors import InputError
+from edgetag.contract.errors import InputError, own_user
 from edgetag.contract.event import DEFAULT_PREFIX
 from edgetag.contract.strict_yaml import load_yaml
 from edgetag.delivery.address import check_prefix, check_sensor, parse_url
@@ -415,6 +415,9 @@ def _file_text(file: Path) -> bytes:
         text = read_plain_file(file, MAX_BYTES, follow=True)
     except NotPlainError as error:
         raise InputError(f"{file} is {error}, not a configuration file") from None
+    except PermissionError as error:
+        remedy = f"{own_user()} must be allowed to read it, and to enter its folder"
+        raise InputError(f"{file} cannot be read ({error.strerror}): {remedy}") from error
     except OSError as error:
         raise InputError(f"{file} cannot be read ({error.strerror})") from error
     if len(text) > MAX_BYTES:

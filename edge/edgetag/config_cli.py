@@ -23,7 +23,9 @@ app = typer.Typer(
 def show(
     config: Annotated[
         Path | None,
-        typer.Option("--config", metavar="FILE", help="Configuration file; the defaults if absent."),
+        typer.Option(
+            "--config", metavar="FILE", readable=False, help="Configuration file; the defaults if absent."
+        ),
     ] = None,
 ) -> None:
     """Print the settings in force as a configuration file, and where each that is no default comes from.
@@ -39,7 +41,7 @@ def show(
 
 @app.command()
 def check(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Configuration file.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", readable=False, help="Configuration file.")],
 ) -> None:
     """Say "ok", or one sentence per fault. The environment's settings are looked at, too.
 

@@ -27,7 +27,9 @@ def doctor(
     context: typer.Context,
     config: Annotated[
         Path | None,
-        typer.Option("--config", metavar="FILE", help="Configuration file; the defaults if absent."),
+        typer.Option(
+            "--config", metavar="FILE", readable=False, help="Configuration file; the defaults if absent."
+        ),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="For programs: a check is an object, a line.")

@@ -47,7 +47,9 @@ def run(
     mic: Annotated[  # noqa: ARG001 - a microphone is the only thing there is to hear with
         bool, typer.Option("--mic", help="Hear with a microphone: NAME, the configured or the default one.")
     ] = True,
-    config: Annotated[Path | None, typer.Option("--config", help="Configuration file (YAML).")] = None,
+    config: Annotated[  # readable=False: what cannot be read is said by whoever reads it
+        Path | None, typer.Option("--config", readable=False, help="Configuration file (YAML).")
+    ] = None,
     mqtt: Annotated[
         str | None,
         typer.Option(

@@ -1,6 +1,7 @@
 """`edgetag config …` as its users run it: what is in force and why, what is wrong, what an editor needs."""
 
 import json
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from edgetag.config import Settings
 from edgetag.contract.strict_yaml import load_yaml
-from fakes_cli import refused, run_python
+from fakes_cli import ROOT_WITHOUT_RIGHTS, needs_root, refused, run_python
 
 DEPLOYED = Path(__file__).parents[2] / "deploy" / "edgetag.yaml"
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -91,6 +92,26 @@ def test_what_cannot_be_read_gets_one_sentence(edgetag: Run, tmp_path: Path) -> 
         refused(edgetag(*command, "edgetag.yaml"), 2, "edgetag.yaml: line 1, column 5: mapping values")
         refused(edgetag(*command, "absent.yaml"), 2, "absent.yaml cannot be read (No such file or directory)")
     refused(edgetag("show", EDGETAG_LOG_LEVEL="loud"), 2, 'EDGETAG_LOG_LEVEL is "loud"; expected debug, ')
+
+
+@needs_root
+@pytest.mark.parametrize(
+    "command", [["config", "check"], ["config", "show", "--config"], ["run", "--config"]]
+)
+def test_a_file_that_is_not_ours_to_read_gets_one_sentence(tmp_path: Path, command: list[str]) -> None:
+    """Who may not read it, and what that takes; also where it is the folder that is closed."""
+    folder = tmp_path / "etc"
+    folder.mkdir()
+    file = folder / "edgetag.yaml"
+    file.touch(mode=0o600)
+    for closed in file, folder:
+        os.chown(closed, 65_534, 65_534)
+        closed.chmod(0o700)
+        done = run_python("-m", "edgetag", *command, file, state=tmp_path, under=ROOT_WITHOUT_RIGHTS)
+        refused(
+            done, 2, f"{file} cannot be read (Permission denied): root must be allowed to read it, and to"
+        )
+        os.chown(file, 0, 0)
 
 
 def test_the_schema_is_one(edgetag: Run) -> None:

@@ -3,9 +3,7 @@
 import grp
 import json
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace, TracebackType
@@ -28,7 +26,7 @@ from edgetag.capture.devices import (
 )
 from edgetag.contract.errors import InputError
 from edgetag.devices_cli import devices as devices_command
-from fakes_cli import refused, run_python
+from fakes_cli import ROOT_WITHOUT_RIGHTS, needs_root, refused, run_python
 
 PI_3 = "platform/soc/3f980000.usb"
 PI_4 = "platform/scb/fd500000.pcie/pci0000:00/0000:00:00.0/0000:01:00.0"
@@ -348,7 +346,7 @@ def test_nobody_is_locked_out_of_what_is_not_there(dev_snd: Path, tmp_path: Path
     assert locked_out(dev_snd, lambda _: False) == ""
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a node to another group")
+@needs_root
 def test_who_is_locked_out_is_told_how_to_come_in(dev_snd: Path) -> None:
     """The node, the group that it belongs to, and what makes this user, or the service, one of them."""
     os.chown(dev_snd / "pcmC1D0c", 0, grp.getgrnam("audio").gr_gid)
@@ -359,7 +357,7 @@ def test_who_is_locked_out_is_told_how_to_come_in(dev_snd: Path) -> None:
     assert "`sudo usermod -aG audio root`" in said
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a node to another group")
+@needs_root
 @pytest.mark.parametrize(("group", "mode"), [("root", 0o660), ("audio", 0o600), ("audio", 0o640)])
 def test_a_node_that_no_group_may_open_is_udev_s_to_give(dev_snd: Path, group: str, mode: int) -> None:
     """To join a group would not help, and nobody is asked to join root's."""
@@ -370,27 +368,17 @@ def test_a_node_that_no_group_may_open_is_udev_s_to_give(dev_snd: Path, group: s
     assert "usermod" not in said
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@needs_root
 @pytest.mark.parametrize("is_member", [False, True])
-def test_whether_a_user_is_locked_out_is_the_kernel_s_word(is_member: bool) -> None:
+def test_whether_a_user_is_locked_out_is_the_kernel_s_word(dev_snd: Path, is_member: bool) -> None:
     """Of a user in the group, and of one who is not."""
-    audio = grp.getgrnam("audio").gr_gid
-    folder = Path(tempfile.mkdtemp())  # pytest's own are its user's alone
-    try:
-        folder.chmod(0o755)
-        node = folder / "pcmC0D0c"
-        node.touch()
-        node.chmod(0o660)
-        os.chown(node, 0, audio)
-        code = (
-            "import os, pathlib, sys; from edgetag.capture.devices import locked_out\n"
-            f"os.setgroups({[audio] if is_member else []}); os.setgid(65534); os.setuid(65534)\n"
-            "print(locked_out(pathlib.Path(sys.argv[1])))"
-        )
-        said = run_python("-c", code, folder, state=folder).stdout.strip()
-    finally:
-        shutil.rmtree(folder)
-    assert said.startswith(f"{node} is there, and nobody may not open it: ") != is_member
+    audio, nobody = grp.getgrnam("audio").gr_gid, 65_534
+    node = dev_snd / "pcmC1D0c"
+    os.chown(node, nobody, audio)
+    code = f"import edgetag.capture.devices as d; print(d.locked_out(d.Path({str(dev_snd)!r})))"
+    under = (*ROOT_WITHOUT_RIGHTS, f"--groups={audio}" if is_member else "--clear-groups")
+    said = run_python("-c", code, state=dev_snd, under=under).stdout.strip()
+    assert said.startswith(f"{node} is there, and root may not open it: ") != is_member
     assert bool(said) != is_member
 
 

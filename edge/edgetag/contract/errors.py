@@ -68,8 +68,13 @@ def printable(text: str) -> str:
 
 
 def own_user() -> str:
-    """As whom this process runs, by name if there is one: what a sentence on missing rights has to say."""
+    """As whom this process runs: what a sentence on missing rights has to say."""
+    return user_name(os.geteuid())
+
+
+def user_name(uid: int) -> str:
+    """A user's name; its number, if it has none."""
     try:
-        return pwd.getpwuid(os.geteuid()).pw_name
+        return pwd.getpwuid(uid).pw_name
     except KeyError:
-        return f"user {os.geteuid()}"
+        return f"user {uid}"

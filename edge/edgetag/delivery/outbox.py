@@ -26,7 +26,7 @@ import structlog
 from edgetag.contract.errors import InputError, first_line
 from edgetag.contract.event import OutboxHealth
 from edgetag.delivery.backlog import Backlog, Portion
-from edgetag.delivery.rows import BEFORE_ALL, Durability, Rows, Stored, is_damaged, is_held
+from edgetag.delivery.rows import BEFORE_ALL, Durability, Rows, Stored, is_damaged, is_held, not_ours
 from edgetag.delivery.sink import Forwarded, Settled
 
 MAX_BYTES = 200_000_000
@@ -332,7 +332,8 @@ class Outbox:
                 self._set_aside(error)
                 return job()
         except (sqlite3.Error, OSError) as error:
-            self._note(str(error.strerror) if isinstance(error, OSError) else first_line(error))
+            said = str(error.strerror) if isinstance(error, OSError) else first_line(error)
+            self._note((self._file and not_ours(self._file)) or said)
             return None
 
     def _open(self) -> Rows:

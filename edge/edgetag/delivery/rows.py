@@ -9,6 +9,7 @@ A write is one transaction in SQLite's write-ahead log: it is there whole or not
 """
 
 import contextlib
+import os
 import sqlite3
 import time
 from collections import Counter
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from edgetag.contract.errors import own_user, user_name
 from edgetag.delivery.sink import Forwarded, Settled
 
 Durability = Literal["power_loss", "process_crash", "memory"]
@@ -70,6 +72,16 @@ def is_damaged(error: Exception) -> bool:
     """Whether the file is broken or none of ours, rather than out of reach or of space."""
     code = getattr(error, "sqlite_errorcode", 0)
     return code & 0xFF in _DAMAGED_CODES or code in _UNREADABLE_CODES
+
+
+def not_ours(file: Path) -> str:
+    """Which of the database's files, or their folder, another user keeps from us, and what to do; or ""."""
+    for path in (file.parent, file, file.with_name(f"{file.name}-wal")):
+        with contextlib.suppress(OSError):  # there is none
+            owner = path.stat().st_uid
+            if owner != os.geteuid() and not os.access(path, os.R_OK | os.W_OK, effective_ids=True):
+                return f"{path} belongs to {user_name(owner)}; `sudo chown {own_user()} {path}`"
+    return ""
 
 
 def is_held(error: Exception) -> bool:
