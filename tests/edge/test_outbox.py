@@ -915,18 +915,20 @@ def test_damage_while_it_runs_loses_nothing_that_is_on_its_way(tmp_path: Path) -
 def test_a_file_of_another_user_is_named_and_how_to_take_it_over(tmp_path: Path, theirs: str) -> None:
     """Somebody ran `edgetag` by hand, as root for instance: that is a fault, and nothing stops."""
     folder = tmp_path / "state"
-    folder.mkdir(mode=0o755)
+    with Outbox(folder / FILE_NAME) as outbox:
+        append(outbox, range(1))
     path = folder if theirs == "state" else folder / theirs
-    path.touch(mode=0o644)
+    if theirs.endswith("-wal"):
+        path.touch()
     os.chown(path, 65_534, 65_534)
     code = f"""
 from edgetag.delivery.outbox import *
 with Outbox(Path({str(folder)!r}, FILE_NAME)) as outbox:
     outbox.append("tags", b"payload")
-    print(outbox.depth, outbox.fault)
+    print(outbox.fault)
 """
     done = run_python("-c", code, state=tmp_path, under=ROOT_WITHOUT_RIGHTS)
-    assert done.stdout.splitlines()[-1] == f"1 {path} belongs to nobody; `sudo chown root {path}`"
+    assert done.stdout.splitlines()[-1] == f"{path} belongs to nobody; `sudo chown root {path}`"
 
 
 def test_a_disk_that_spoils_every_database_is_a_fault_and_not_worn_out(tmp_path: Path) -> None:
