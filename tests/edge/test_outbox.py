@@ -919,7 +919,7 @@ def test_a_file_of_another_user_is_named_and_how_to_take_it_over(tmp_path: Path,
         append(outbox, range(1))
     path = folder if theirs == "state" else folder / theirs
     if theirs.endswith("-wal"):
-        path.touch()
+        path.touch(mode=0o600)
     os.chown(path, 65_534, 65_534)
     code = f"""
 from edgetag.delivery.outbox import *
