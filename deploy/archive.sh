@@ -84,7 +84,7 @@ fetch_packages() { # FOLDER
     sources >"$apt/sources.list"
     [ -s "$apt/sources.list" ] || fail "apt has no source of Debian $SUITE, from which $HEARING comes"
     apt apt-get update -qq || fail "apt cannot read its sources of Debian $SUITE; it says above why"
-    there=$(needed_by "${ROOTS[@]}") && needed=$(needed_by "${ROOTS[@]}" "$HEARING") ||
+    { there=$(needed_by "${ROOTS[@]}") && needed=$(needed_by "${ROOTS[@]}" "$HEARING"); } ||
         fail "apt finds no $HEARING for $arch; it says above why"
     mapfile -t packages < <(comm -13 <(echo "$there") <(echo "$needed"))
     (cd "$1" && apt apt-get download -qq "${packages[@]}") || fail "apt cannot get ${packages[*]}; it says above why"
