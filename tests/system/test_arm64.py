@@ -21,6 +21,7 @@ from typing import Any
 
 import jsonschema
 import numpy as np
+import onnx
 import pytest
 import soundfile
 
@@ -190,6 +191,36 @@ def comparable(event: Event, asked_once: set[str]) -> dict[str, float]:
     """Probabilities, without those of branches that only one machine has asked."""
     fine = {id: p for id, p in event["fine"].items() if id.partition("-")[0] not in asked_once}
     return event["coarse"] | fine
+
+
+# -- eight bits -----------------------------------------------------------------------------------------
+
+_OPTIMISE = """
+import sys, onnxruntime
+from edgetag.tagging.bundle import starter_path
+for net in starter_path().glob("*.int8.onnx"):
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = f"{sys.argv[1]}/{net.name}"
+    onnxruntime.InferenceSession(net, options, providers=["CPUExecutionProvider"])
+"""
+
+
+def layers_in_eight_bits(command: list[str], folder: Path) -> int:
+    """Of all nets of the bundle, as ONNX Runtime runs them there."""
+    folder.mkdir()
+    run([*command, "-c", _OPTIMISE, str(folder)], **CPU)
+    nodes = [node for file in folder.glob("*.onnx") for node in onnx.load(file).graph.node]
+    return sum(node.op_type in ("QLinearConv", "QGemm") for node in nodes)
+
+
+def test_what_is_computed_in_eight_bits_here_is_so_there(root: Path, folder: Path) -> None:
+    """Law: every layer. ONNX Runtime computes in floats, and says nothing, where types meet that it has no
+    kernel for; on arm64 these are others.
+    """
+    here = layers_in_eight_bits([sys.executable], folder / "here")
+    there = layers_in_eight_bits(in_root(root, PYTHON, shared=folder), folder / "there")
+    say(f"int8: {there} layers are computed in eight bits, {here} on x86-64")
+    assert there == here > 0
 
 
 # -- a sensor --------------------------------------------------------------------------------------------
