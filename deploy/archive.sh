@@ -113,6 +113,7 @@ main() {
     arch=$1
     machine=$(machine_of "$arch")
     cd "$(dirname "$0")/.."
+    [ -x .venv/bin/python ] || fail "there is no .venv, whose pip is needed: \`make archive\` makes it"
     apt=${XDG_CACHE_HOME:-$HOME/.cache}/edgetag/archive/apt-$arch
     mkdir -p dist
     work=$(mktemp --directory dist/.archive.XXXXXX)
