@@ -231,6 +231,10 @@ remove_defaults() {
     done
 }
 
+remove_empty() { # FOLDER…
+    rmdir --ignore-fail-on-non-empty "$@" 2>/dev/null || true
+}
+
 prune() { # releases that are neither in force nor the one before
     local release kept
     kept=" $(in_force current) $(in_force previous) "
@@ -299,10 +303,14 @@ stop() { # who is killed while the service is stopped leaves it to the timer, wh
     systemctl --quiet start "$TIMER" || true
 }
 
-start() { # true once it says that it is ready
-    local waited_s
+begin() { # to start it; however often that was tried
     systemctl reset-failed "$UNIT" 2>/dev/null || true
     systemctl start --no-block "$UNIT"
+}
+
+start() { # true once it says that it is ready
+    local waited_s
+    begin
     for ((waited_s = 0; waited_s < READY_LIMIT_S; waited_s++)); do
         case $(systemctl show --property=SubState --value "$UNIT") in
             running | reload) return 0 ;;
@@ -360,7 +368,7 @@ finish() { # whatever happened: nothing half done stays, and a service that was 
         rm --force "$OPT/previous"
         [ -z "$fallback_previous" ] || link "releases/$fallback_previous" "$OPT/previous"
         prune
-        systemctl start --no-block "$UNIT"
+        begin
         say "$fallback is in force"
     fi
     [ -z "$private" ] || rm --recursive --force "$private" "$OPT"/releases/*.partial*
@@ -441,6 +449,7 @@ uninstall() {
     ! runs_systemd || systemctl --quiet stop "$UNIT" 2>/dev/null || true
     remove_defaults
     rm --force "$UNITS/$UNIT" "$UNITS/$TIMER" "$SYSUSERS" "$COMMAND" "$DOCTOR"
+    remove_empty "$(dirname "$SYSUSERS")" /etc/systemd/{journald,system}.conf.d
     rm --recursive --force "$OPT" /run/edgetag
     ! runs_systemd || systemctl daemon-reload
     [ ! -e /run/udev/control ] || udevadm control --reload
@@ -450,6 +459,7 @@ uninstall() {
     fi
     rm --recursive --force "$ETC" "$STATE"
     rm --force "$CREDENTIALS"/edgetag.*
+    remove_empty "$CREDENTIALS"
     ! id edgetag >/dev/null 2>&1 || userdel edgetag
     say "uninstalled, with configuration, credentials and outbox"
 }
