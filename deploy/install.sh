@@ -14,6 +14,7 @@ shopt -s inherit_errexit nullglob
 readonly OPT=/opt/edgetag ETC=/etc/edgetag STATE=/var/lib/edgetag CREDENTIALS=/etc/credstore
 readonly UNIT=edgetag.service TIMER=edgetag.timer UNITS=/etc/systemd/system
 readonly SYSUSERS=/etc/sysusers.d/edgetag.conf RULES=/etc/udev/rules.d/70-edgetag-microphone.rules
+readonly APPLIANCE=(journald.conf.d/edgetag.conf system.conf.d/edgetag.conf) # in /etc/systemd
 readonly COMMAND=/usr/local/bin/edgetag DOCTOR=/usr/local/sbin/edgetag-doctor
 readonly READY_LIMIT_S=300 # a first full window takes seconds, a bundle's self-test on a small board up to minutes
 readonly UNPACKED=4        # a venv with its bytecode takes so many times what its wheels take
@@ -80,8 +81,8 @@ check_machine() {
 
 check_disk() {
     local needs has
-    mkdir --parents "$OPT/releases" 2>/dev/null || fail "$OPT cannot be written: is the root file system read-only? \
-deploy/README.md says how such a sensor is upgraded" "$UNSUITABLE"
+    { mkdir --parents "$OPT/releases" && [ -w "$OPT/releases" ]; } 2>/dev/null ||
+        fail "$OPT cannot be written: a root that is read-only must be made writable first" "$UNSUITABLE"
     needs=$(du --bytes --summarize "$here/wheels" | cut -f1)
     needs=$((needs * UNPACKED))
     has=$(df --output=avail --block-size=1 "$OPT" | tail -n 1)
@@ -212,10 +213,9 @@ name_microphone() { # one that is plugged in already, too
 }
 
 put_defaults() { # what a person may change: the microphone's rule, and, where they are wanted, the appliance's files
-    local path file
+    local path
     put_default "deploy/$(basename "$RULES")" "$RULES"
-    for file in "$OPT"/current/share/deploy/appliance/*.conf.d/*.conf; do
-        path=${file#*/appliance/}
+    for path in "${APPLIANCE[@]}"; do
         if [ -n "$with_appliance" ] || [ -e "/etc/systemd/$path" ]; then
             put_default "deploy/appliance/$path" "/etc/systemd/$path"
         fi
@@ -223,15 +223,15 @@ put_defaults() { # what a person may change: the microphone's rule, and, where t
 }
 
 remove_defaults() {
-    local path file
+    local path
     remove_default "deploy/$(basename "$RULES")" "$RULES"
-    for file in "$OPT"/current/share/deploy/appliance/*.conf.d/*.conf; do
-        path=${file#*/appliance/}
+    for path in "${APPLIANCE[@]}"; do
         remove_default "deploy/appliance/$path" "/etc/systemd/$path"
+        remove_empty "/etc/systemd/$(dirname "$path")"
     done
 }
 
-remove_empty() { # FOLDER…
+remove_empty() { # FOLDER…; some may not be there
     rmdir --ignore-fail-on-non-empty "$@" 2>/dev/null || true
 }
 
@@ -406,18 +406,16 @@ install_release() {
     report
 }
 
-put_in_force() { # NEW OLD
-    if [ -z "$no_start" ] && runs_systemd; then
-        if [ -n "$2" ] && [ "$1" != "$2" ]; then
-            exchange "$1" "$2"
-        else
-            activate "$1"
-            if [ -n "$changed" ] || ! systemctl --quiet is-active "$UNIT"; then stop; fi
-            start || not_ready=1
-        fi
-    else
+put_in_force() { # NEW OLD; there may be no old one, or it is the same
+    if [ -n "$no_start" ] || ! runs_systemd; then
         if [ -n "$2" ] && [ "$1" != "$2" ]; then link "releases/$2" "$OPT/previous"; fi
         activate "$1"
+    elif [ -n "$2" ] && [ "$1" != "$2" ]; then
+        exchange "$1" "$2"
+    else
+        activate "$1"
+        if [ -n "$changed" ] || ! systemctl --quiet is-active "$UNIT"; then stop; fi
+        start || not_ready=1
     fi
 }
 
@@ -449,7 +447,7 @@ uninstall() {
     ! runs_systemd || systemctl --quiet stop "$UNIT" 2>/dev/null || true
     remove_defaults
     rm --force "$UNITS/$UNIT" "$UNITS/$TIMER" "$SYSUSERS" "$COMMAND" "$DOCTOR"
-    remove_empty "$(dirname "$SYSUSERS")" /etc/systemd/{journald,system}.conf.d
+    remove_empty "$(dirname "$SYSUSERS")"
     rm --recursive --force "$OPT" /run/edgetag
     ! runs_systemd || systemctl daemon-reload
     [ ! -e /run/udev/control ] || udevadm control --reload
@@ -457,9 +455,10 @@ uninstall() {
         say "uninstalled; configuration, credentials and outbox are kept ($ETC, $CREDENTIALS/edgetag.*, $STATE)"
         return
     fi
-    rm --recursive --force "$ETC" "$STATE"
+    rm --recursive --force "$ETC"
     rm --force "$CREDENTIALS"/edgetag.*
-    remove_empty "$CREDENTIALS"
+    [ ! -d "$STATE" ] || find "$STATE" -mindepth 1 -delete # it may be a file system of its own
+    remove_empty "$CREDENTIALS" "$STATE"
     ! id edgetag >/dev/null 2>&1 || userdel edgetag
     say "uninstalled, with configuration, credentials and outbox"
 }
