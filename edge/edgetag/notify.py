@@ -61,7 +61,7 @@ class Notifier:
 
     def watchdog(self) -> None:
         """There was progress: begin `WatchdogSec=` anew. Before `ready` that would only start it too soon."""
-        if self._phase in ("running", "reloading"):
+        if self._phase != "starting":
             self._say("WATCHDOG=1")
 
     def reloading(self) -> None:

@@ -135,7 +135,7 @@ def test_progress_of_a_start_is_no_sign_of_life(manager: Manager) -> None:
     notifier.stopping()
     notifier.watchdog()
     words = [datagram.partition("=")[0] for datagram in manager.heard()]
-    assert words == ["READY", "WATCHDOG", "RELOADING", "WATCHDOG", "STOPPING"]
+    assert words == ["READY", "WATCHDOG", "RELOADING", "WATCHDOG", "STOPPING", "WATCHDOG"]
 
 
 def test_every_word_is_one_that_systemd_notify_would_say(manager: Manager) -> None:
