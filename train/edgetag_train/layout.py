@@ -94,15 +94,14 @@ def _in_blocks(
 ) -> None:
     made_by = {output: node for node in graph.node for output in node.output}
     weight = made_by[conv.input[1]].input[0] if conv.input[1] in made_by else conv.input[1]
-    constant = _constant(graph, weight)
-    assert constant is not None
-    constant.CopyFrom(numpy_helper.from_array(_blocked(numpy_helper.to_array(constant), geometry), weight))
+    _replace(graph, weight, _blocked(_value(graph, weight), geometry))
     _without_strides(conv, geometry)
     reader = made_by.get(conv.input[0], conv)
+    zero: np.generic = np.float32(0)
     if reader.op_type == "DequantizeLinear":
-        zero = _unsigned(graph, made_by[reader.input[0]], reader)
+        zero = _value(graph, reader.input[2])[()]
     else:
-        reader, zero = conv, np.float32(0)
+        reader = conv
     moves, constants = _moves(conv.name, reader.input[0], zero, geometry, size)
     _insert(graph, reader, moves, constants)
     reader.input[0] = moves[-1].output[0]
@@ -114,14 +113,16 @@ def _as_product(graph: onnx.GraphProto, conv: onnx.NodeProto, shape: Sequence[in
     Args:
         shape: of its output, [n, c, h, w].
     """
-    row = _constant(graph, conv.input[1])
     chain = _chain(graph, conv)
-    if row is None or row.dims[1] != 1 or [n.op_type for n in chain] != [*_INTO_EIGHT_BITS]:
+    if [node.op_type for node in chain] != [*_INTO_EIGHT_BITS]:
         return
-    _, writer, reader = chain
+    row = _value(graph, conv.input[1])
+    if row.shape[1] != 1:
+        return
+    reader = chain[-1]
     _, n_channels, height, width = shape
     at = f"{conv.name}/{{}}".format
-    row.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(row).reshape(1, n_channels), row.name))
+    _replace(graph, conv.input[1], row.reshape(1, n_channels))
     column = helper.make_node(
         "Reshape", [conv.input[0], at("column")], [at("values")], name=at("Reshape_column")
     )
@@ -129,7 +130,6 @@ def _as_product(graph: onnx.GraphProto, conv: onnx.NodeProto, shape: Sequence[in
     conv.op_type = "Gemm"
     conv.input[0] = column.output[0]
     del conv.attribute[:]
-    _unsigned(graph, writer, reader)
     moves = [
         helper.make_node("Reshape", [reader.input[0], at("size")], [at("last")], name=at("Reshape_size")),
         helper.make_node("Transpose", [at("last")], [at("first")], name=at("Transpose_first"), perm=_NCHW),
@@ -179,22 +179,6 @@ def _without_strides(conv: onnx.NodeProto, geometry: _Geometry) -> None:
     conv.attribute.extend([*kept, helper.make_attribute("kernel_shape", kernel)])
 
 
-def _unsigned(graph: onnx.GraphProto, writer: onnx.NodeProto, reader: onnx.NodeProto) -> np.uint8:
-    """The zero point of a pair, which is made unsigned: ONNX Runtime does that itself on processors that
-    multiply unsigned by signed, but only where nothing is between the two.
-    """
-    constant = _constant(graph, reader.input[2])
-    assert constant is not None
-    zero = numpy_helper.to_array(constant)
-    if zero.dtype == np.uint8:
-        return np.uint8(zero)
-    unsigned = np.uint8(int(zero) + 128)
-    name = f"{reader.input[2]}_unsigned"
-    graph.initializer.append(numpy_helper.from_array(np.asarray(unsigned), name))
-    writer.input[2] = reader.input[2] = name
-    return unsigned
-
-
 def _moves(
     name: str, value: str, zero: np.generic, geometry: _Geometry, size: Sequence[int]
 ) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
@@ -226,6 +210,11 @@ def _moves(
     ], [numpy_helper.from_array(array, at(constant)) for constant, array in constants.items()]
 
 
-def _constant(graph: onnx.GraphProto, name: str) -> onnx.TensorProto | None:
-    """None if it is computed."""
-    return next((constant for constant in graph.initializer if constant.name == name), None)
+def _value(graph: onnx.GraphProto, name: str) -> NDArray[np.generic]:
+    (constant,) = (constant for constant in graph.initializer if constant.name == name)
+    return numpy_helper.to_array(constant)
+
+
+def _replace(graph: onnx.GraphProto, name: str, value: NDArray[np.generic]) -> None:
+    (constant,) = (constant for constant in graph.initializer if constant.name == name)
+    constant.CopyFrom(numpy_helper.from_array(value, name))

@@ -80,7 +80,7 @@ def _quiet_exporter() -> Iterator[None]:
 def quantise(
     fp32: Path, path: Path, calibration: Iterable[Feed], *, n_first: int = 0, n_last: int = 0
 ) -> list[str]:
-    """Write an int8 variant: static QDQ, signed activations, one scale per output channel of the weights.
+    """Write an int8 variant: static QDQ, unsigned activations, one scale per output channel of the weights.
 
     ReLU and what only moves values around is quantised with its neighbours, so that no value is rounded
     twice and the range below zero, which ReLU never uses, is not paid for.
@@ -104,7 +104,7 @@ def quantise(
         path,
         _Calibration(calibration),
         quant_format=QuantFormat.QDQ,
-        activation_type=QuantType.QInt8,
+        activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
         per_channel=True,
         reduce_range=REDUCE_RANGE,
