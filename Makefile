@@ -4,7 +4,8 @@ PYTHON ?= python3
 ARCH ?= arm64
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+INSTALL := $(PIP) --editable
 # A real broker, a sound server to hear, a witness of all that is written, judges of units and scripts: tests that need
 # one that is absent skip.
 SYSTEM_PACKAGES := mosquitto mosquitto-clients pulseaudio pulseaudio-utils libasound2-plugins libportaudio2 strace iproute2 \
@@ -40,8 +41,10 @@ format: $(VENV)/test.stamp
 	$(BIN)/ruff format edge train tests
 	$(BIN)/ruff check --fix edge train tests
 
-bench: $(VENV)/test.stamp
-	$(BIN)/python tests/bench/window_cost.py
+# edgetag beside librosa, PyTorch and LiteRT, in ten minutes; BENCH="--help" says what else it can do.
+bench: $(VENV)/test.stamp system-packages
+	$(PIP) --requirement tests/bench/requirements.txt || echo "LiteRT could not be installed; YAMNet will be left out"
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m bench.side_by_side $(BENCH)
 
 schema: $(VENV)/demo.stamp
 	$(BIN)/python -m edgetag.contract deploy/schema

@@ -1,6 +1,8 @@
 """What `edgetag bench` does not show: the whole process, from its start to events, and its memory by share.
 
-Run by `make bench`. Figures differ from machine to machine; ratios between them do so less. Memory is what is
+    python tests/bench/window_cost.py [BUNDLE]
+
+Figures differ from machine to machine; ratios between them do so less. Memory is what is
 resident; each line says what came on top of the line before.
 """
 
