@@ -11,7 +11,7 @@ from edgetag.capture.source import Block, Source
 from edgetag.capture.windows import Window
 from edgetag.contract.errors import BundleError, EdgetagError, InputError
 from edgetag.contract.event import SoundEvent, Verdict
-from edgetag.contract.frontend import SAMPLE_RATE_HZ, WINDOW_S
+from edgetag.contract.frontend import MIN_VALID, SAMPLE_RATE_HZ, WINDOW_S
 from edgetag.delivery.sink import Sink
 from edgetag.health import HealthWatch
 from edgetag.hearing import Ended, hear
@@ -34,6 +34,21 @@ class Summary:
     @property
     def n_windows(self) -> int:
         return self.verdicts.total()
+
+    def check(self, name: str) -> None:
+        """Whether a recording of this name was heard from its first sample to its last.
+
+        Raises:
+            InputError: it holds samples that are no numbers, or is too short.
+        """
+        if self.not_finite:
+            reason = f"{self.not_finite} samples are not finite numbers; they were treated as lost audio"
+            raise InputError(f"{name}: {reason}")
+        if self.n_windows == self.verdicts["too_little_audio"]:
+            raise InputError(
+                f"{name}: {self.audio_s:.1f} s of audio; a {WINDOW_S}-s window needs "
+                f"{MIN_VALID * WINDOW_S:.1f} s; not tagged"
+            )
 
 
 def run(

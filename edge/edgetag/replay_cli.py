@@ -1,11 +1,12 @@
 """`edgetag replay`: recordings, by one process or several."""
 
 import dataclasses
+import importlib.util
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,17 +29,17 @@ from edgetag.assembly import (
 )
 from edgetag.contract.errors import InputError
 from edgetag.contract.event import DEFAULT_PREFIX
-from edgetag.contract.frontend import MIN_VALID, SAMPLE_RATE_HZ, WINDOW_S
+from edgetag.contract.frontend import SAMPLE_RATE_HZ
+from edgetag.terminal import print_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
     from edgetag.capture.source import Block, Source
     from edgetag.capture.windows import Window
-    from edgetag.daemon import Summary
     from edgetag.delivery.sink import Sink
     from edgetag.health import HealthWatch
-    from edgetag.loading import Loaded
+    from edgetag.loading import Loaded, Loader
     from edgetag.tagging.sounds import SoundEvents
     from edgetag.tagging.stream import EventStream, Heard
     from edgetag.workers import Ears, Said
@@ -49,7 +50,11 @@ _SPREAD = "Several processes"
 def replay(
     files: Annotated[
         list[str],
-        typer.Argument(metavar="FILE…", help="WAV, FLAC, OGG or MP3 files; - reads a WAV from stdin."),
+        typer.Argument(
+            metavar="FILE…",
+            help="WAV, FLAC, OGG or MP3 files; - reads a WAV from stdin. With --cluster also folders, and "
+            "@LIST, a file with a name a line.",
+        ),
     ],
     hop: Annotated[
         float | None,
@@ -107,6 +112,29 @@ def replay(
             rich_help_panel=_SPREAD,
         ),
     ] = 1,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            "--cluster",
+            metavar="ADDRESS",
+            help="Have workers of this Dask scheduler hear, tcp://HOST:8786. Recordings and --out must be "
+            "where all of them see them. Events count from 1970: they tell the place in the recording.",
+            rich_help_panel=_SPREAD,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="FOLDER",
+            help="Where a cluster writes: JSON lines, a file a recording. What is there already is not heard "
+            "again.",
+            rich_help_panel=_SPREAD,
+        ),
+    ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Hear it all again, whatever is there.", rich_help_panel=_SPREAD)
+    ] = False,
 ) -> None:
     """Tag recordings in rolling ten-second windows.
 
@@ -128,9 +156,20 @@ def replay(
     check_prefix(prefix)
     sensor = check_sensor(sensor or _replay_sensor())
     start_utc_s = check_start(start.replace(tzinfo=UTC).timestamp()) if start else None
-    n_processes = _n_processes(jobs, files, realtime=realtime)
     over = {"bundle__path": bundle and str(bundle), "runtime__variant": variant and variant.value}
     loader = Loader(partial(settings_with, config, **over), state_directory())
+    if cluster or out or again:
+        beside = {
+            "--format": format,
+            "--mqtt": mqtt,
+            "--realtime": realtime,
+            "--start": start,
+            "--jobs": jobs - 1,
+        }
+        address, folder = _spread_to(cluster, out, beside)
+        _spread(files, loader, hop, sensor, address, folder, again=again)
+        return
+    n_processes = _n_processes(jobs, files, realtime=realtime)
     failed = False
     with reader_may_leave(), _interrupted_by_sigterm(), ExitStack() as stack:
         replacement = stack.enter_context(replaced_on_hangup(loader)) if n_processes == 1 else None
@@ -213,21 +252,9 @@ class _Telling:
             watch=self.watch,
             sounds=self.sounds,
         )
-        _check_heard(file, summary)
+        summary.check(file)
         if self.start_utc_s is not None:
             self.start_utc_s += summary.audio_s
-
-
-def _check_heard(file: str, summary: "Summary") -> None:
-    if summary.not_finite:
-        raise InputError(
-            f"{file}: {summary.not_finite} samples are not finite numbers; they were treated as lost audio"
-        )
-    if summary.n_windows == summary.verdicts["too_little_audio"]:
-        raise InputError(
-            f"{file}: {summary.audio_s:.1f} s of audio; a {WINDOW_S}-s window needs "
-            f"{MIN_VALID * WINDOW_S:.1f} s; not tagged"
-        )
 
 
 def _hear_here(
@@ -272,6 +299,73 @@ def _ears(loaded: "Loaded", hop_samples: int) -> "Ears":
         conditions=loaded.conditions,
         hop_samples=hop_samples,
     )
+
+
+def _spread_to(cluster: str | None, out: Path | None, beside: Mapping[str, object]) -> tuple[str, Path]:
+    """The scheduler and the output folder; `beside` is what else was asked for, by option.
+
+    Raises:
+        InputError: one is missing, there is something that a cluster does not do, or Dask is not installed.
+    """
+    if cluster is None or out is None:
+        raise InputError(
+            "--cluster ADDRESS, whose workers hear, and --out FOLDER, where they write, go together"
+        )
+    if given := [option for option, value in beside.items() if value]:
+        raise InputError(
+            f"{given[0]} does nothing with --cluster, which writes JSON lines to --out; leave it out"
+        )
+    if importlib.util.find_spec("distributed") is None:
+        raise InputError("--cluster needs Dask, which is not installed: pip install 'edgetag[cluster]'")
+    return cluster, out.absolute()
+
+
+def _spread(
+    files: list[str],
+    loader: "Loader",
+    hop: float | None,
+    sensor: str,
+    address: str,
+    folder: Path,
+    *,
+    again: bool,
+) -> None:
+    """Have a cluster hear recordings, and say what became of them.
+
+    Raises:
+        EdgetagError: as `edgetag.cluster.client.replay` says, or the folder holds events of another run.
+        typer.Exit: some could not be tagged.
+    """
+    from edgetag.cluster.client import recordings, spread
+    from edgetag.cluster.run import FAILED_NAME, Output, Run
+    from edgetag.cluster.worker import Order
+    from edgetag.contract.event import new_boot_id
+    from edgetag.tagging.packing import packed
+    from edgetag.tagging.tagger import hop_samples
+
+    loaded = loader.load()
+    hop_s = hop_samples(hop_s_of(loaded, hop)) / SAMPLE_RATE_HZ
+    run = Run.new(new_boot_id(), sensor, loaded.conditions, loaded.tagger.info(hop_s))
+    order = Order(Output(folder).begin(run, again=again), folder, Path.cwd())
+    archive = packed(loaded.tagger.bundle.path)
+    with _interrupted_by_sigterm(), _said_on_terminal() as note:
+        totals = spread(address, order, archive, recordings(files), note)
+    print_text(str(totals))
+    if totals.n_failed:
+        complain(InputError(f"{totals.n_failed} could not be tagged, or not whole: {folder / FAILED_NAME}"))
+        raise typer.Exit(InputError.exit_code)
+
+
+@contextmanager
+def _said_on_terminal() -> Iterator[Callable[[object], None]]:
+    """Shows what it is told, if anybody looks."""
+    if not is_terminal(sys.stderr):
+        yield lambda _: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("") as status:
+        yield lambda said: status.update(str(said))
 
 
 def _sink(

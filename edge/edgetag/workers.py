@@ -66,8 +66,8 @@ class Ears(NamedTuple):
     conditions: Conditions
     hop_samples: int
 
-    def load(self, sensor: str) -> EventStream:
-        """A sensor's events, by the bundle, checked whole.
+    def stream(self) -> EventStream:
+        """What hears, by the bundle, checked whole. Who is told of it says for which sensor.
 
         Raises:
             BundleError: it does not pass, or is not the same any more.
@@ -76,7 +76,7 @@ class Ears(NamedTuple):
         tagger = Tagger.load(self.bundle, self.variant, threads=self.threads, public_key=self.public_key)
         if tagger.bundle.sha256 != self.sha256:
             raise BundleError(f"{self.bundle} is another bundle than it was a moment ago; start again")
-        return EventStream(tagger, sensor=sensor, conditions=self.conditions)
+        return EventStream(tagger, sensor="", conditions=self.conditions)
 
 
 @dataclass(eq=False)
@@ -272,7 +272,7 @@ def _work(connection: Connection, ears: Ears) -> None:
     configure()
     with suppress(EOFError, ConnectionError):
         try:
-            stream = ears.load(sensor="")
+            stream = ears.stream()
         except EdgetagError as error:
             connection.send(error)
             return

@@ -251,6 +251,8 @@ def test_neither_torch_nor_librosa_is_loaded(street: Path, bundle: Path) -> None
         "sounddevice",
         "paho.mqtt.client",
         "amqtt",
+        "distributed",
+        "multiprocessing.spawn",
     }
     assert not {name for name in loaded if name.startswith("edgetag_train.") and name != "edgetag_train.cli"}
 

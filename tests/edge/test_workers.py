@@ -62,7 +62,7 @@ def ears(tmp_path_factory: pytest.TempPathFactory) -> Ears:
 @pytest.fixture(scope="module")
 def alone(ears: Ears, recordings: dict[str, str]) -> dict[str, list[object]]:
     """What one process hears in each recording."""
-    stream = ears.load(sensor="")
+    stream = ears.stream()
     return {file: [*map(content, _hear(file, stream, HOP))] for file in recordings.values()}
 
 

@@ -4,6 +4,7 @@ Times are UTC, RFC 3339 with milliseconds. `(sensor, boot, seq)` is unique: deli
 once, subscribers deduplicate by it.
 """
 
+import hashlib
 import os
 import time
 from datetime import UTC, datetime
@@ -325,5 +326,18 @@ _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 def new_boot_id() -> str:
     """A ULID: 48 bits of milliseconds, 80 random bits, Crockford base 32. Sorts by time of start."""
-    value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
-    return "".join(_CROCKFORD[value >> shift & 31] for shift in range(125, -1, -5))
+    return _crockford(time.time_ns() // 1_000_000, 10) + _crockford(int.from_bytes(os.urandom(10), "big"), 16)
+
+
+def derived_boot_id(boot: str, name: bytes) -> str:
+    """A ULID for a part of what has another one: of the same time, and the same whenever it is asked for.
+
+    >>> derived_boot_id("01KAYZ0000ABCDEFGHJKMNPQRS", b"a.wav")
+    '01KAYZ0000EASYWAZ4TGPG61G2'
+    """
+    digest = hashlib.sha256(boot.encode() + b"/" + name).digest()
+    return boot[:10] + _crockford(int.from_bytes(digest[:10], "big"), 16)
+
+
+def _crockford(value: int, n_characters: int) -> str:
+    return "".join(_CROCKFORD[value >> 5 * k & 31] for k in reversed(range(n_characters)))

@@ -1,6 +1,7 @@
 """From a folder to an archive and back, and a signature into either: written whole, or not at all."""
 
 import contextlib
+import io
 import re
 import secrets
 import shutil
@@ -49,6 +50,20 @@ def pack(bundle: Path, out: Path | None = None, *, force: bool = False) -> Path:
         pass
     _write_archive(out, contents(container, text, manifest, signature_of(container)))
     return out
+
+
+def packed(bundle: Path) -> bytes:
+    """A bundle as the content of an archive. Its files are checked, but nothing is run.
+
+    Raises:
+        BundleError: the bundle does not pass.
+        InputError: it is too large.
+    """
+    container = open_container(bundle)
+    text, manifest = read_manifest(container)
+    stream = io.BytesIO()
+    _write_members(stream, bundle, contents(container, text, manifest, signature_of(container)))
+    return stream.getvalue()
 
 
 def unpack(archive: Path, out: Path, public_key: Path | None = None) -> Path:
@@ -141,13 +156,17 @@ def signature_of(container: Container) -> bytes | None:
 
 def _write_archive(out: Path, contents: Iterator[tuple[str, bytes]]) -> None:
     with _replacing(out) as stream:
-        writer = ArchiveWriter(stream)
-        try:
-            for name, content in contents:
-                writer.add(name, content)
-            writer.finish()
-        except ArchiveError as error:
-            raise InputError(f"{out} {error}") from error
+        _write_members(stream, out, contents)
+
+
+def _write_members(stream: BinaryIO, path: Path, contents: Iterator[tuple[str, bytes]]) -> None:
+    writer = ArchiveWriter(stream)
+    try:
+        for name, content in contents:
+            writer.add(name, content)
+        writer.finish()
+    except ArchiveError as error:
+        raise InputError(f"{path} {error}") from error
 
 
 @contextmanager

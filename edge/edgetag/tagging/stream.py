@@ -37,6 +37,7 @@ class EventStream:
         monotonic: the clock that `Window.delivered_s` was read from.
         clock_synced: whether the system clock is disciplined.
         conditions: what the sensor's place adds to the bundle; others may take their place, too.
+        boot: the run's id; a new one if absent.
     """
 
     def __init__(
@@ -47,8 +48,9 @@ class EventStream:
         monotonic: Callable[[], float] = time.monotonic,
         clock_synced: Callable[[], bool] = kernel_clock_synced,
         conditions: Conditions = NO_CONDITIONS,
+        boot: str | None = None,
     ) -> None:
-        self.boot = new_boot_id()
+        self.boot = boot or new_boot_id()
         self.tagger = tagger
         self.sensor = sensor
         self._monotonic = monotonic
