@@ -1,8 +1,10 @@
 """`edgetag` in a process of its own, with a state directory of its own; and what a refusal looks like."""
 
 import os
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -36,3 +38,18 @@ def refused(done: subprocess.CompletedProcess[str], code: int, *sentence: str) -
     assert done.stderr.startswith("edgetag: ")
     for part in sentence:
         assert part in done.stderr
+
+
+def peak_mb(command: list[str], cwd: Path) -> float:
+    """The most that a command held resident, of itself and not of what it starts, in 10^6 bytes.
+
+    The kernel's `ru_maxrss` would begin with what its parent, the test, holds.
+    """
+    peak_kb = 0
+    with subprocess.Popen(command, cwd=cwd, stdout=subprocess.DEVNULL) as process:
+        while process.poll() is None:
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            peak_kb = max(peak_kb, *map(int, re.findall(r"VmHWM:\s*(\d+)", status)), 0)
+            time.sleep(0.01)
+    assert process.returncode == 0
+    return peak_kb * 1024 / 1e6

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 
 from fakes_bundle import write_bundle
-from fakes_cli import refused
+from fakes_cli import peak_mb, refused
 
 RATE_HZ = 8000
 WAIT_S = 30
@@ -170,20 +170,13 @@ def test_killed(folder: Path) -> None:
 # -- memory --------------------------------------------------------------------------------------------------
 
 
-def peak_mb(folder: Path, *arguments: str) -> float:
-    """Of the process that is started, not of those it starts."""
-    process = subprocess.Popen(command(folder, *arguments), cwd=folder, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0
-    return usage.ru_maxrss * 1024 / 1e6
-
-
 def test_memory_does_not_grow_with_a_recording(folder: Path, tmp_path: Path) -> None:
     """Twenty times as long: not a tenth of a second's audio more. Silence, so that no net is asked."""
     for name, minutes in ("short", 3), ("long", 60):
         soundfile.write(tmp_path / f"{name}.flac", np.zeros(minutes * 60 * RATE_HZ), RATE_HZ)
-    short_mb, long_mb = (peak_mb(folder, str(tmp_path / f"{name}.flac")) for name in ("short", "long"))
+    short_mb, long_mb = (
+        peak_mb(command(folder, str(tmp_path / f"{name}.flac")), folder) for name in ("short", "long")
+    )
     assert long_mb < short_mb + 3
 
 
@@ -191,6 +184,7 @@ def test_memory_does_not_grow_with_the_number_of_recordings(folder: Path, tmp_pa
     """Of whoever tells what others hear."""
     soundfile.write(tmp_path / "silence.flac", np.zeros(10 * RATE_HZ), RATE_HZ)
     few_mb, many_mb = (
-        peak_mb(folder, "--jobs", "2", *[str(tmp_path / "silence.flac")] * n) for n in (20, 400)
+        peak_mb(command(folder, "--jobs", "2", *[str(tmp_path / "silence.flac")] * n), folder)
+        for n in (20, 400)
     )
     assert many_mb < few_mb + 3
