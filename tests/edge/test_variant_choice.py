@@ -288,7 +288,7 @@ def test_variants_are_measured_side_by_side(bundle: Path) -> None:
     assert set(found.windows) == set(BOTH)
     for measured in found.windows.values():
         assert len(measured) == MIN_WINDOWS
-        assert list(measured[0]) == ["level", "log-mel", "root", "branch-1"]
+        assert list(measured[0]) == ["windows", "level", "log-mel", "root", "branch-1", "event"]
         assert all(cost.wall_ms > 0 for window in measured for cost in window.values())
 
 
@@ -297,7 +297,8 @@ def test_an_embedding_is_measured(tmp_path: Path) -> None:
     golden = [1 / (1 + np.exp(-np.log(0.01)))] * 37
     path = with_int8(write_bundle(tmp_path, [0.5] * 37, embedding=True, golden_root=golden))
     found = measure(path, BOTH, threads=2, public_key=None, seconds=0)
-    assert list(found.windows["int8"][0]) == ["level", "log-mel", "embedding", "root"]
+    steps = ["windows", "level", "log-mel", "embedding", "root", "event"]
+    assert list(found.windows["int8"][0]) == steps
 
 
 def test_a_variant_that_gives_other_probabilities_is_unfit(tmp_path: Path, state: Path) -> None:

@@ -16,21 +16,25 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from edgetag.capture.microphone import BLOCK_S
+from edgetag.capture.source import Block
+from edgetag.capture.windows import Window as AudioWindow
+from edgetag.capture.windows import Windower
 from edgetag.contract.errors import BundleError, EdgetagError, first_line
-from edgetag.contract.manifest import EMBEDDING_INPUT, LOGMEL_INPUT, LOGMEL_SHAPE, Variant
-from edgetag.dsp.level import LevelMeter
-from edgetag.dsp.logmel import LogMel
+from edgetag.contract.event import encode
+from edgetag.contract.frontend import SAMPLE_RATE_HZ, WINDOW_SAMPLES
+from edgetag.contract.manifest import Cascade, Variant
 from edgetag.tagging.bundle import Bundle, load_bundle
-from edgetag.tagging.embedding import Embedder
 from edgetag.tagging.machine import resident_bytes
+from edgetag.tagging.stream import EventStream
 from edgetag.tagging.tagger import Tagger
 
 MIN_WINDOWS = 5
@@ -40,7 +44,9 @@ TIE = 0.03
 """A ratio of CPU times this near to 1 is none that a sensor notices or that the next measurement repeats."""
 TIMEOUT_S = 300.0
 
+_BLOCK_SAMPLES = round(BLOCK_S * SAMPLE_RATE_HZ)
 _T = TypeVar("_T")
+_CallT = TypeVar("_CallT", bound=Callable[..., Any])
 
 
 class Cost(msgspec.Struct, frozen=True):
@@ -51,7 +57,8 @@ class Cost(msgspec.Struct, frozen=True):
 
 
 Window = dict[str, Cost]
-"""One window, step by step: `level`, `log-mel`, `embedding` if there is one, `root`, `branch-1`, …"""
+"""One window, step by step: `windows` (from blocks of audio to a window), `level`, `log-mel`, `embedding` if
+there is one, `root`, `branch-1`, …, `event` (the rest, up to its JSON)."""
 
 
 class Measurement(msgspec.Struct, frozen=True):
@@ -163,25 +170,72 @@ def _median(windows: Sequence[Window], steps: Sequence[str], factor: float = 1.0
 # -- the measuring process -----------------------------------------------------------------------------------
 
 
+class TimedTagger(Tagger):
+    """The sensor's own tagger, of whose windows all steps are timed where they are computed.
+
+    Args:
+        bundle: every branch of it fires above `threshold`.
+        timed: makes a call a timed one, by its step: `level`, `log-mel`, `embedding`, `root`, `branch-1`, …
+    """
+
+    def __init__(self, bundle: Bundle, timed: "Timed", threshold: float = 0.0) -> None:
+        manifest = msgspec.structs.replace(bundle.manifest, cascade=Cascade("threshold", threshold))
+        branches = {id: timed(f"branch-{id}", net) for id, net in bundle.branches.items()}
+        super().__init__(
+            replace(bundle, manifest=manifest, root=timed("root", bundle.root), branches=branches)
+        )
+        self._level, self._logmel = timed("level", self._level), timed("log-mel", self._logmel)
+        if self._embedder is not None:
+            self._embedder = timed("embedding", self._embedder)
+
+
+class Timed(Protocol):
+    """Makes a call a timed one."""
+
+    def __call__(self, step: str, call: _CallT, /) -> _CallT: ...
+
+
 class _Probe:
-    """One variant's window, step by step, on the first golden window."""
+    """One variant's windows, step by step, from blocks of audio to the event's JSON; all branches fire."""
 
     def __init__(self, bundle: Bundle) -> None:
-        self._bundle = bundle
-        self._samples = bundle.golden.pcm[0].astype(np.float32) * np.float32(1 / 32768)
-        self._level, self._logmel = LevelMeter(), LogMel()
-        self._embedder = Embedder(bundle.embedding) if bundle.embedding else None
-        self._inputs: dict[str, NDArray[np.float32]] = {LOGMEL_INPUT: np.empty(LOGMEL_SHAPE, np.float32)}
+        self._costs: Window = {}
+        self._stream = EventStream(TimedTagger(bundle, self._timed), sensor="bench")  # its self-test
+        self._windower = Windower(SAMPLE_RATE_HZ, hop_samples=WINDOW_SAMPLES)
+        self._frames = _audible(bundle.golden.pcm[0])[:, np.newaxis]
+        self._n_windows = 0
 
     def window(self) -> Window:
-        samples, inputs, costs = self._samples, self._inputs, Window()
-        _timed(costs, "level", lambda: self._level(samples))
-        _timed(costs, "log-mel", lambda: self._logmel(samples, out=inputs[LOGMEL_INPUT][0, 0]))
-        if (embedder := self._embedder) is not None:
-            inputs[EMBEDDING_INPUT] = _timed(costs, "embedding", lambda: embedder(samples))
-        for name, net in self._bundle.nets.items():
-            _timed(costs, name, partial(net, inputs))
+        costs = self._costs = {}
+        window = _timed(costs, "windows", self._next_window)
+        whole = Window()
+        _timed(whole, "event", lambda: encode(self._stream.event(window, start_utc_s=0.0)))
+        inside = [cost for step, cost in costs.items() if step != "windows"]
+        costs["event"] = Cost(
+            whole["event"].cpu_ms - sum(cost.cpu_ms for cost in inside),
+            whole["event"].wall_ms - sum(cost.wall_ms for cost in inside),
+        )
         return costs
+
+    def _next_window(self) -> AudioWindow:
+        first_frame = self._n_windows * WINDOW_SAMPLES
+        for start in range(0, WINDOW_SAMPLES, _BLOCK_SAMPLES):
+            block = Block(first_frame + start, self._frames[start : start + _BLOCK_SAMPLES])
+            windows = self._windower.feed(block)
+        self._n_windows += 1
+        return windows[0]
+
+    def _timed(self, step: str, call: _CallT) -> _CallT:
+        def run(*arguments: object, **options: object) -> object:
+            return _timed(self._costs, step, lambda: call(*arguments, **options))
+
+        return cast("_CallT", run)
+
+
+def _audible(pcm: NDArray[np.int16]) -> NDArray[np.float32]:
+    """A golden window with a hiss, since nets are not asked about digital silence."""
+    hiss = np.random.default_rng(0).normal(0, 1, len(pcm))
+    return ((pcm + hiss) / 32768).astype(np.float32)
 
 
 def _timed(costs: Window, step: str, call: Callable[[], _T]) -> _T:
@@ -201,11 +255,9 @@ def _measure(
     for variant in variants:
         try:
             bundle = load_bundle(path, variant, threads=threads, public_key=public_key)
-            Tagger(bundle)  # its self-test
+            probes[variant] = _Probe(bundle)
         except BundleError as error:
             unfit[variant] = str(error)
-        else:
-            probes[variant] = _Probe(bundle)
     windows = _take_turns(probes, seconds)
     return Measurement(windows, unfit, resident_bytes() - before_bytes)
 

@@ -18,12 +18,11 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as `edgetag` itself does
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -37,14 +36,15 @@ from edgetag.capture.source import Block
 from edgetag.capture.windows import Window, Windower
 from edgetag.config import Settings
 from edgetag.contract.event import encode
-from edgetag.contract.manifest import LOGMEL_INPUT, Cascade, Variant
+from edgetag.contract.manifest import LOGMEL_INPUT, Variant
 from edgetag.daemon import sounds_of
 from edgetag.delivery.outbox import FILE_NAME, Outbox
 from edgetag.delivery.sink import Forwarded, Settled
 from edgetag.loading import Loaded
-from edgetag.tagging.bundle import Bundle, OnnxNet, load_bundle
+from edgetag.tagging.bundle import Bundle, load_bundle
+from edgetag.tagging.measure import TimedTagger
 from edgetag.tagging.stream import EventStream
-from edgetag.tagging.tagger import Features, Tagger, hop_samples
+from edgetag.tagging.tagger import Features, hop_samples
 
 
 @dataclass(frozen=True)
@@ -64,43 +64,37 @@ KINDS = {
 }
 
 
-class TimedTagger(Tagger):
+class _Ear(TimedTagger):
     """The sensor's own tagger; its steps are timed, and what its nets said last is kept."""
 
-    def __init__(self, bundle: Bundle, stages: Stages) -> None:
+    def __init__(self, bundle: Bundle, stages: Stages, threshold: float) -> None:
         self.said: dict[str, list[float]] = {}
         self.logmel: NDArray[np.float32] | None = None
-        branches = {
-            id: self._timed(f"branch-{id}", stages.timed("branches", net))
-            for id, net in bundle.branches.items()
-        }
-        root = self._timed("root", stages.timed("root", bundle.root))
-        super().__init__(replace(bundle, root=root, branches=branches))
-        self._level = stages.timed("level", self._level)
-        self._logmel = stages.timed("log-mel", self._logmel)
-        if self._embedder is not None:
-            self._embedder = stages.timed("embedding", self._embedder)
+        self._stages = stages
+        super().__init__(bundle, self._timed, threshold)
 
     def features(self, samples: NDArray[np.float32], start_sample: int | None = None) -> Features:
         features = super().features(samples, start_sample)
         self.logmel = features[LOGMEL_INPUT][0, 0]
         return features
 
-    def _timed(self, name: str, net: Callable[[Features], NDArray[np.float32]]) -> OnnxNet:
-        def run(features: Features) -> NDArray[np.float32]:
-            found = net(features)
-            self.said[name] = found[0].tolist()
+    def _timed(self, step: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        is_branch = step.startswith("branch-")
+        timed = self._stages.timed("branches" if is_branch else step, call)
+
+        def heard(features: Features) -> NDArray[np.float32]:
+            found = timed(features)
+            self.said[step] = found[0].tolist()
             return found
 
-        return cast("OnnxNet", run)
+        return heard if is_branch or step == "root" else timed
 
 
 class _Stream:
     """Windows of one kind, one after the other, to what is published of them."""
 
     def __init__(self, kind: Kind, bundle: Bundle, street: Street, stages: Stages) -> None:
-        manifest = msgspec.structs.replace(bundle.manifest, cascade=Cascade("threshold", kind.threshold))
-        self.tagger = TimedTagger(replace(bundle, manifest=manifest), stages)
+        self.tagger = _Ear(bundle, stages, kind.threshold)
         self._rate_hz, self._street, self._stages = kind.rate_hz, street, stages
         self._windower = Windower(kind.rate_hz, hop_samples=hop_samples(kind.hop_s))
         self._events = EventStream(self.tagger, sensor="bench")
