@@ -6,7 +6,6 @@ systemd talks to nobody.
 
 import os
 import socket
-import time
 from collections.abc import Mapping
 from typing import Literal, Self
 
@@ -33,7 +32,7 @@ class Notifier:
         self._address = address
         self._watchdog_s = watchdog_s
         self._patience_s = 0.0
-        self._phase: Literal["starting", "running", "reloading", "stopping"] = "starting"
+        self._phase: Literal["starting", "running", "stopping"] = "starting"
         self._complained = False
         self._status: str | None = None
 
@@ -47,10 +46,8 @@ class Notifier:
         self._patience_s = patience_s
 
     def ready(self) -> None:
-        """The service has started, or has reloaded; said once, and again only after `reloading`."""
-        if self._phase in ("starting", "reloading") and self._say(
-            "\n".join(["READY=1", *self._longer_watchdog()])
-        ):
+        """The service has started; said once."""
+        if self._phase == "starting" and self._say("\n".join(["READY=1", *self._longer_watchdog()])):
             self._phase = "running"
 
     def status(self, text: str) -> None:
@@ -63,11 +60,6 @@ class Notifier:
         """There was progress: begin `WatchdogSec=` anew. Before `ready` that would only start it too soon."""
         if self._phase != "starting":
             self._say("WATCHDOG=1")
-
-    def reloading(self) -> None:
-        """A new configuration is being read (`Type=notify-reload`), until `ready`."""
-        self._phase = "reloading"
-        self._say(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
     def stopping(self) -> None:
         """The service is on its way out; it will not be ready any more."""

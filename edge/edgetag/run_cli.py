@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 FLUSH_S = 2.0  # for what is not acknowledged, and a second for the farewell
 LOADING_S = 0.5  # for a bundle that is being loaded
 
+LOADED_WITHIN_S = (
+    360.0  # a start's bundle, whose variants may be measured for five minutes before that is given up
+)
+
 
 def run(
     context: typer.Context,
@@ -118,6 +122,8 @@ def run(
     open_device = opener(load_portaudio(), device=audio.device, channel=audio.channel, rate_hz=audio.rate_hz)
     loader = Loader(read, state_directory())
     microphone = Microphone(open_device)
+    notifier = Notifier.from_environment()
+    notifier.extend_timeout(LOADED_WITHIN_S)
     with reader_may_leave(), ExitStack() as stack:
         replacement = stack.enter_context(replaced_on_hangup(loader, patience_s=LOADING_S))
         loaded, refusal = loader.load_or_previous()
@@ -134,7 +140,7 @@ def run(
             loaded,
             sink,
             hop_samples=hop_samples,
-            notifier=Notifier.from_environment(),
+            notifier=notifier,
             refusal=refusal,
         )
         stack.enter_context(_left_on_signal(microphone))

@@ -73,17 +73,11 @@ def test_more_time_is_asked_for_only_to_start_and_to_stop(manager: Manager) -> N
     assert words == ["EXTEND_TIMEOUT_USEC", "READY", "STOPPING", "EXTEND_TIMEOUT_USEC"]
 
 
-def test_ready_is_said_once_and_once_more_after_a_reload(manager: Manager) -> None:
+def test_ready_is_said_once(manager: Manager) -> None:
     notifier = Notifier(manager.address)
     notifier.ready()
     notifier.ready()
-    notifier.reloading()
-    notifier.ready()
-    notifier.ready()
-    first, reload, second = manager.heard()
-    assert first == second == "READY=1"
-    assert reload.startswith("RELOADING=1\nMONOTONIC_USEC=")
-    assert int(reload.rpartition("=")[2]) > 0
+    assert manager.heard() == ["READY=1"]
 
 
 @given(st.text() | st.text(min_size=400, max_size=4000) | st.just("ready\nREADY=1\x1b[2J\ud800"))
@@ -130,12 +124,10 @@ def test_progress_of_a_start_is_no_sign_of_life(manager: Manager) -> None:
     notifier.watchdog()
     notifier.ready()
     notifier.watchdog()
-    notifier.reloading()
-    notifier.watchdog()
     notifier.stopping()
     notifier.watchdog()
     words = [datagram.partition("=")[0] for datagram in manager.heard()]
-    assert words == ["READY", "WATCHDOG", "RELOADING", "WATCHDOG", "STOPPING", "WATCHDOG"]
+    assert words == ["READY", "WATCHDOG", "STOPPING", "WATCHDOG"]
 
 
 def test_every_word_is_one_that_systemd_notify_would_say(manager: Manager) -> None:
@@ -204,6 +196,5 @@ def say_everything(notifier: Notifier) -> None:
     notifier.ready()
     notifier.status("hearing")
     notifier.watchdog()
-    notifier.reloading()
     notifier.extend_timeout(1)
     notifier.stopping()
