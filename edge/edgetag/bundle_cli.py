@@ -161,6 +161,10 @@ def install(bundle: Bundle, public_key: PublicKey = None) -> None:
 
     Every variant is checked first, where it will be read from. If it does not pass, nothing has changed.
 
+    For an installed service, as that service, whose state directory it is:
+
+    sudo systemd-run --pipe --wait --quiet -p User=edgetag -p StateDirectory=edgetag edgetag bundle install FILE
+
     Example: edgetag bundle install my-bundle.zip --public-key acme.pub
     """
     print_text(_hears_next(_store().install(bundle, public_key)))
@@ -176,10 +180,10 @@ def rollback(public_key: PublicKey = None) -> None:
 
 
 def _store() -> "BundleStore":
-    from edgetag.state import state_directory
+    from edgetag.state import service_directory
     from edgetag.tagging.store import store_in
 
-    return store_in(state_directory())
+    return store_in(service_directory())
 
 
 def _hears_next(folder: Path) -> str:
