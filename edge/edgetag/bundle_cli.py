@@ -163,7 +163,7 @@ def install(bundle: Bundle, public_key: PublicKey = None) -> None:
 
     For an installed service, as that service, whose state directory it is:
 
-    sudo systemd-run --pipe --wait --quiet -p User=edgetag -p StateDirectory=edgetag edgetag bundle install FILE
+    sudo systemd-run --pipe --wait -p User=edgetag -p StateDirectory=edgetag edgetag bundle install FILE
 
     Example: edgetag bundle install my-bundle.zip --public-key acme.pub
     """

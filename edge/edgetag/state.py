@@ -33,8 +33,8 @@ def service_directory(environment: Mapping[str, str] = os.environ, folder: Path 
     """
     if os.geteuid() == 0 and not environment.get("STATE_DIRECTORY") and folder.is_dir():
         raise InputError(
-            f"root's state directory is not {folder}, that of the service that is installed here; run it as the "
-            "service, on a file that everybody may read: "
+            f"root's state directory is not {folder}, that of the service that is installed here; run it as "
+            "the service, on a file that everybody may read: "
             "sudo systemd-run --pipe --wait --quiet -p User=edgetag -p StateDirectory=edgetag edgetag …"
         )
     return state_directory(environment)
