@@ -152,9 +152,18 @@ class Machine:
             self._unshare = None
         _remove_cgroup(self._cgroup)
 
-    def offline(self, *command: str) -> None:
-        """Run a command on its disk while it is switched off."""
-        subprocess.run(["chroot", self.root, *_ENVIRONMENT, *command], check=True, capture_output=True)
+    def offline(self, *command: str) -> str:
+        """What a command says that works on its disk while it is switched off, and must succeed."""
+        done = subprocess.run(
+            ["chroot", self.root, *_ENVIRONMENT, *command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"{' '.join(command)} ended with {done.returncode}: {done.stdout}"
+        return done.stdout
 
     # -- inside ----------------------------------------------------------------------------------
 

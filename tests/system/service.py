@@ -53,12 +53,13 @@ def archive() -> Path:
 
 
 @contextmanager
-def lamp() -> Iterator["Service"]:
-    """A machine at its lamp post, running; edgetag's archive lies unpacked in root's home."""
+def lamp(*, is_on: bool = True) -> Iterator["Service"]:
+    """A machine at its lamp post, booted if it `is_on`; edgetag's archive lies unpacked in root's home."""
     with fresh_machine() as machine:
         post = LampPost(machine, street_scene().samples)
         subprocess.run(["tar", "-xf", archive(), "-C", machine.root / "root"], check=True)
-        machine.boot()
+        if is_on:
+            machine.boot()
         yield Service(machine, post)
 
 

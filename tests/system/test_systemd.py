@@ -334,6 +334,17 @@ def test_the_watchdog_ends_a_capture_that_hangs(service: Service) -> None:
     say(f"a capture that hangs: told within five seconds, restarted after {took_s:.0f} s, and it hears again")
 
 
+def test_the_watchdog_has_the_patience_that_the_hop_needs(service: Service) -> None:
+    """Half as long again as eight hops. That is less than the unit's two minutes, unless a hop is long."""
+    assert service.show("WatchdogUSec") == "2min"
+    service.configure(service.configuration() + "window: {hop_s: 20}\n")
+    service.start_anew()
+    service.wait_for("active")
+    patience = service.show("WatchdogUSec")
+    say(f"with windows every 20 s the watchdog waits {patience}")
+    assert patience == "4min"
+
+
 def test_what_crashes_again_and_again_is_tried_at_leisure(service: Service) -> None:
     """Five times, then by the timer only; whoever stops it stops that, too. The times here are shorter.
 
