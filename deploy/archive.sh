@@ -5,7 +5,8 @@
 #
 # In it: edgetag and its dependencies as wheels (nothing of the trainer), pip, PortAudio and what Debian packages it
 # needs, the units, deploy/, install.sh and everybody's SHA-256. Packages come from where this machine's pip and apt
-# take theirs; apt's own state is left alone, and root is not needed. The same inputs make the same bytes.
+# take theirs; apt's own state is left alone (lists of packages are kept in ~/.cache/edgetag/archive), and root is not
+# needed. The same inputs make the same bytes.
 #
 # Exit codes: 0 done, 1 something could not be built or fetched, 2 usage.
 
