@@ -227,8 +227,7 @@ def disk_table(found: dict[str, Size]) -> Iterator[str]:
 
 
 def archive_table(found: dict[str, int]) -> Iterator[str]:
-    if found:
-        yield f"{'archive':45} {'MB':>9}"
+    yield f"{'archive':45} {'MB':>9}"
     yield from (f"{name:45} {n_bytes / 1e6:9.1f}" for name, n_bytes in found.items())
 
 
@@ -286,7 +285,9 @@ def main() -> None:
         }
         sys.stdout.write(json.dumps(found) + "\n")
     else:
-        tables = disk_table(disk), archive_table(carried), memory_table(lives), time_table(lives)
+        tables = [disk_table(disk), memory_table(lives), time_table(lives)]
+        if carried:
+            tables.insert(1, archive_table(carried))
         sys.stdout.write("\n".join([machine(), *("\n".join(["", *table]) for table in tables)]) + "\n")
 
 
