@@ -35,7 +35,8 @@ Makes a sensor of a Debian 12: edgetag in /opt/edgetag, its service enabled and 
 
 Again: repairs what is missing. With another archive: upgrades. The new release's doctor looks first, as the service
 would run; where it fails what the old release passes, or the new service does not become ready, the old one stays.
-/etc/edgetag/edgetag.yaml is never overwritten. It can be interrupted at any time, and run again.
+/etc/edgetag/edgetag.yaml is never overwritten, and another sensor's identity than it says is refused.
+It can be interrupted at any time, and run again.
 
 Exit codes: 0 done, and the doctor found nothing; 1 something failed, as said, and the release before is in force;
 2 usage, or the identity cannot be used; 3 this machine is not suited, or the archive is damaged; 4 the new
@@ -100,8 +101,11 @@ check_identity() { # FILE
             d*/ | -*/edgetag.yaml | -*/ca.crt | -*/sensor.crt) continue ;;
             -*/edgetag.mqtt-password | -*/edgetag.mqtt-key) continue ;;
         esac
-        fail "$1 is no identity of provision.sh: it holds $name" "$USAGE"
+        fail "$1 is no identity of provision.sh: it holds ${name:-nothing}" "$USAGE"
     done <<<"$listed"
+    for name in edgetag.yaml ca.crt edgetag.mqtt-…; do
+        [[ $listed == *"/${name%…}"* ]] || fail "$1 is no identity of provision.sh: it holds no $name" "$USAGE"
+    done
 }
 
 # -- files -------------------------------------------------------------------------------------------------
@@ -257,7 +261,7 @@ make_user() {
 
 first_configuration() {
     local scratch
-    [ ! -e "$ETC/edgetag.yaml" ] || return 0
+    [ ! -s "$ETC/edgetag.yaml" ] || return 0
     scratch=$(mktemp -p "$private")
     cat - "$here/deploy/edgetag.yaml" >"$scratch" <<'END'
 # This sensor's own. Edit at least sensor.id, audio.device and mqtt.url, then: sudo edgetag-doctor
@@ -269,22 +273,38 @@ END
     put "$scratch" "$ETC/edgetag.yaml" 640 root:edgetag
 }
 
-take_identity() { # FILE
-    local folder file
-    folder=$(mktemp -d -p "$private")
-    tar --extract --no-same-owner --strip-components=1 --directory="$folder" --file="$1"
+open_identity() { # FILE RELEASE; no sensor is given another's secret, or one that its configuration does not use
+    local own=$ETC/edgetag.yaml its known
+    mkdir "$private/identity"
+    tar --extract --no-same-owner --strip-components=1 --directory="$private/identity" --file="$1"
+    its=$(owner "$private/identity/edgetag.yaml" "$2") ||
+        fail "the configuration in $1 cannot be used, as said above" "$USAGE"
+    [ -s "$own" ] || return 0
+    known=$(owner "$own" "$2") || fail "$own cannot be used, as said above: mend or remove it, then again" "$USAGE"
+    [ "$its" = "$known" ] || fail "$1 says $its, and $own says $known: it is another sensor's, or its secret is of \
+another kind; if this sensor is to take it, remove $own first" "$USAGE"
+}
+
+owner() { # CONFIGURATION RELEASE: whose it is, and which secret it has
+    env --ignore-environment "$2/bin/edgetag" config show --config "$1" |
+        sed --quiet --regexp-extended 's/  # .*//; s/^  ((id|password_credential|key_credential): )/\1/p' |
+        paste --serial --delimiters=,
+}
+
+take_identity() { # FILE, opened; the secrets last
+    local folder=$private/identity file
+    take_configuration "$folder/edgetag.yaml"
     for file in "$folder"/ca.crt "$folder"/sensor.crt; do
         [ ! -f "$file" ] || put "$file" "$ETC/$(basename "$file")" 640 root:edgetag
     done
     for file in "$folder"/edgetag.mqtt-*; do
         put "$file" "$CREDENTIALS/$(basename "$file")" 600 root:root
     done
-    [ ! -f "$folder/edgetag.yaml" ] || take_configuration "$folder/edgetag.yaml"
     say "$1 is not needed here any more, and it holds a secret: rm $1"
 }
 
 take_configuration() { # FILE
-    if [ ! -e "$ETC/edgetag.yaml" ]; then
+    if [ ! -s "$ETC/edgetag.yaml" ]; then
         put "$1" "$ETC/edgetag.yaml" 640 root:edgetag
     elif ! cmp --silent "$1" "$ETC/edgetag.yaml"; then
         put "$1" "$ETC/edgetag.yaml.new" 640 root:edgetag
@@ -392,6 +412,7 @@ install_release() {
         say "installing $name"
         build "$OPT/releases/$name"
     fi
+    [ -z "$identity" ] || open_identity "$identity" "$OPT/releases/$name"
     install_packages
     make_user "$OPT/releases/$name/share"
     [ -z "$identity" ] || take_identity "$identity"

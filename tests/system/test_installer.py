@@ -225,10 +225,83 @@ def test_an_identity_may_hold_what_provisioning_makes(folder: Path) -> None:
 def test_an_identity_with_anything_else_is_refused(folder: Path, name: str, content: bytes | str) -> None:
     """A file of another name or place, or a link that leads to one."""
     install = archive_of(folder, own_architecture())
-    identity = identity_of(folder, **{"ca.crt": b"x", name: content})
+    identity = identity_of(folder, **dict.fromkeys(IDENTITY, b"x") | {name: content})
     assert "is no identity of provision.sh: it holds lamp-17/" in refused(
         USAGE, install, "--identity", identity
     )
+
+
+@needs_nobody
+@needs_bookworm
+@pytest.mark.parametrize(
+    "absent", [{"edgetag.yaml"}, {"ca.crt"}, {"edgetag.mqtt-password", "edgetag.mqtt-key"}]
+)
+def test_half_an_identity_is_refused(folder: Path, absent: set[str]) -> None:
+    install = archive_of(folder, own_architecture())
+    identity = identity_of(folder, **dict.fromkeys({*IDENTITY} - absent, b"x"))
+    assert "it holds no " in refused(USAGE, install, "--identity", identity)
+
+
+PASSWORD = b"""\
+sensor:
+  id: lamp-17
+mqtt:
+  url: mqtts://broker.example
+  user: lamp-17
+  password_credential: edgetag.mqtt-password
+"""
+KEY = (
+    PASSWORD.replace(b"user", b"cert_file")
+    .replace(b"password_cred", b"key_cred")
+    .replace(b"-password", b"-key")
+)
+
+
+def sourced(script: str, root: Path, commands: str) -> subprocess.CompletedProcess[str]:
+    """Some functions of a script, on a made-up root, as whoever runs this test."""
+    text = (DEPLOY / script).read_text().removesuffix('main "$@"\n')
+    text = re.sub("(?<==)/(?=opt|etc|var|usr|run)", f"{root}/", text)
+    text = re.sub("root:(root|edgetag)", "$(id -un):$(id -gn)", text)
+    command = ["bash", "-c", f"{text}\n{commands}"]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=root)
+
+
+@pytest.mark.parametrize("own", [b"", PASSWORD, PASSWORD + b"log: {level: info} # a person's own\n"])
+def test_an_identity_is_taken_by_the_sensor_whose_it_is(tmp_path: Path, own: bytes) -> None:
+    """By that which has none yet, too, or whose configuration the power has taken."""
+    done = given(tmp_path, own, PASSWORD)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "etc/credstore/edgetag.mqtt-password").read_bytes() == b"its"
+    assert (tmp_path / "etc/edgetag/edgetag.yaml").read_bytes() == (own or PASSWORD)
+
+
+@pytest.mark.parametrize(
+    ("own", "names"),
+    [
+        (PASSWORD.replace(b"lamp-17", b"lamp-18"), "lamp-18"),
+        (KEY, "edgetag.mqtt-key"),
+        (b"sensor: {}\n", "null"),
+        (b"lamp-17\n", "as said above"),
+    ],
+)
+def test_no_sensor_loses_its_secret_to_another_identity(tmp_path: Path, own: bytes, names: str) -> None:
+    """Another sensor's, or one with another kind of secret, than the configuration in force says."""
+    done = given(tmp_path, own, PASSWORD)
+    assert (done.returncode, done.stdout) == (USAGE, "")
+    assert names in done.stderr.splitlines()[-1]
+    assert (tmp_path / "etc/credstore/edgetag.mqtt-password").read_bytes() == b"own"
+    assert [file.name for file in (tmp_path / "etc/edgetag").iterdir()] == ["edgetag.yaml"]
+
+
+def given(root: Path, own: bytes, its: bytes) -> subprocess.CompletedProcess[str]:
+    """A sensor with its own configuration and password is given an identity."""
+    for name, content in {"edgetag/edgetag.yaml": own, "credstore/edgetag.mqtt-password": b"own"}.items():
+        (root / "etc" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "etc" / name).write_bytes(content)
+    identity = identity_of(root, **{"edgetag.yaml": its, "ca.crt": b"x", "edgetag.mqtt-password": b"its"})
+    release = Path(sys.executable).parents[1]
+    take = f"open_identity {identity} {release}; take_identity {identity}"
+    return sourced("install.sh", root, f"private={root}/private; mkdir $private; {take}")
 
 
 @needs_nobody
