@@ -114,9 +114,13 @@ put() { # SOURCE DESTINATION MODE OWNER:GROUP; in one step, and only where it is
     local aside
     if cmp --silent "$1" "$2" && [ "$(stat --format='%a %U:%G' "$2")" = "$3 $4" ]; then return; fi
     aside=$(dirname "$2")/.$(basename "$2").new
-    install -D --mode="$3" --owner="${4%:*}" --group="${4#*:}" "$1" "$aside"
-    mv --force "$aside" "$2"
-    changed=1
+    if install -D --mode="$3" --owner="${4%:*}" --group="${4#*:}" "$1" "$aside" && sync "$aside" &&
+        mv --force "$aside" "$2"; then
+        changed=1
+    else # the disk is full: what is there stays, also for `finish`, which nothing stops
+        rm --force "$aside"
+        return 1
+    fi
 }
 
 put_default() { # PATH IN SHARE, DESTINATION; not where a person has changed it: some release brought it so
@@ -136,8 +140,8 @@ is_as_brought() { # PATH IN SHARE, FILE
 
 link() { # TARGET NAME; in one step
     if [ "$(readlink "$2")" = "$1" ]; then return; fi
-    ln --symbolic --force --no-dereference "$1" "$2.new"
-    mv --no-target-directory --force "$2.new" "$2"
+    ln --symbolic --force --no-dereference "$1" "$2.new" && mv --no-target-directory --force "$2.new" "$2" ||
+        return
     changed=1
 }
 
@@ -206,6 +210,7 @@ activate() { # NAME; what is in force, and with it what is systemd's and the use
     mkdir --parents "$(dirname "$COMMAND")"
     link "$OPT/current/bin/edgetag" "$COMMAND"
     systemctl --quiet enable "$UNIT"
+    sync --file-system "$OPT" /etc /usr # so that the power finds it whole
     ! runs_systemd || systemctl daemon-reload
     [ ! -e /run/udev/control ] || name_microphone
 }
@@ -300,6 +305,7 @@ take_identity() { # FILE, opened; the secrets last
     for file in "$folder"/edgetag.mqtt-*; do
         put "$file" "$CREDENTIALS/$(basename "$file")" 600 root:root
     done
+    sync --file-system "$ETC" "$CREDENTIALS"
     say "$1 is not needed here any more, and it holds a secret: rm $1"
 }
 

@@ -313,6 +313,22 @@ def test_an_identity_that_is_no_tar_or_not_there_is_refused(folder: Path) -> Non
     assert "there is no file" in refused(USAGE, install, "--identity", folder / "absent.tar")
 
 
+# -- what may happen in between ----------------------------------------------------------------------------
+
+
+def test_a_file_that_cannot_be_written_whole_stays_as_it_was(tmp_path: Path) -> None:
+    """Also for who goes on in spite of it, as the way back does."""
+    unit = tmp_path / "edgetag.service"
+    unit.write_text("old")
+    (tmp_path / "new").write_bytes(bytes(100_000))
+    put = f"set +e; ulimit -f 8; trap '' XFSZ; put new {unit} 644 root:root"
+    done = sourced("install.sh", tmp_path, f"changed=; {put}".replace("root:root", "$(id -un):$(id -gn)"))
+    assert done.returncode == 1
+    assert "File too large" in done.stderr
+    assert unit.read_text() == "old"
+    assert {file.name for file in tmp_path.iterdir()} == {"new", unit.name}
+
+
 # -- archive.sh --------------------------------------------------------------------------------------------
 
 
