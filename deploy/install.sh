@@ -4,9 +4,11 @@
 #   /opt/edgetag/releases/VERSION-XXXXXXXX/   a venv each, and share/: the systemd/ and deploy/ it came with
 #   /opt/edgetag/current -> releases/…        the one in force: exchanged in one step, after its doctor has passed
 #   /opt/edgetag/previous -> releases/…       the one before, for --rollback
+#   /opt/edgetag/trial -> releases/…          the one before, until the service of the one in force was ready once
 #
-# What is interrupted, at whatever line, leaves the release before in force, and is completed by the next run: a
-# release is built under another name, and gets its own when it is whole.
+# Who interrupts it, at whatever line, leaves the release before in force; who kills it while the new one is on trial
+# leaves that, and the next run tries it again, or goes back. A release is built under another name, and gets its own
+# when it is whole.
 
 set -euo pipefail
 shopt -s inherit_errexit nullglob
@@ -36,7 +38,7 @@ Makes a sensor of a Debian 12: edgetag in /opt/edgetag, its service enabled and 
 Again: repairs what is missing. With another archive: upgrades. The new release's doctor looks first, as the service
 would run; where it fails what the old release passes, or the new service does not become ready, the old one stays.
 /etc/edgetag/edgetag.yaml is never overwritten, and another sensor's identity than it says is refused.
-It can be interrupted at any time, and run again.
+It can be interrupted at any time, and run again: what was killed before the new service was ready is asked once more.
 
 Exit codes: 0 done, and the doctor found nothing; 1 something failed, as said, and the release before is in force;
 2 usage, or the identity cannot be used; 3 this machine is not suited, or the archive is damaged; 4 the new
@@ -145,10 +147,16 @@ link() { # TARGET NAME; in one step
     changed=1
 }
 
-in_force() { # current|previous: the name of the release it leads to, or nothing
+in_force() { # current|previous|trial: the name of the release it leads to, or nothing
     local target
     target=$(readlink "$OPT/$1") || return 0
     [ ! -d "$OPT/$target" ] || basename "$target"
+}
+
+proven() { # the name of the release in force; of the one before, if that is on trial
+    local name
+    name=$(in_force trial)
+    echo "${name:-$(in_force current)}"
 }
 
 # -- a release ---------------------------------------------------------------------------------------------
@@ -244,9 +252,9 @@ remove_empty() { # FOLDER…; some may not be there
     rmdir --ignore-fail-on-non-empty "$@" 2>/dev/null || true
 }
 
-prune() { # releases that are neither in force nor the one before
+prune() { # releases to which nothing leads
     local release kept
-    kept=" $(in_force current) $(in_force previous) "
+    kept=" $(in_force current) $(in_force previous) $(in_force trial) "
     for release in "$OPT"/releases/*; do
         case $kept in
             *" $(basename "$release") "*) ;;
@@ -373,15 +381,18 @@ worse() { # NEW OLD: the checks that the new release's doctor fails and the old 
 
 exchange() { # NEW OLD: the service of the one for that of the other, or, by `finish`, back
     local failed
-    fallback=$2 fallback_previous=$(in_force previous)
+    fallback=$2
     stop
     say "asking the doctor of $1"
     failed=$(worse "$1" "$2" | paste --serial --delimiters=,)
     [ -z "$failed" ] || fail "$1 fails what $2 passes ($failed)" "$ROLLED_BACK"
-    link "releases/$2" "$OPT/previous"
+    link "releases/$2" "$OPT/trial"
+    sync --file-system "$OPT"
+    stop # once more: the timer may have started the old one while the doctors looked
     activate "$1"
     start || fail "the service of $1 does not become ready: $(last_words)" "$ROLLED_BACK"
     fallback=
+    link "releases/$2" "$OPT/previous"
 }
 
 finish() { # whatever happened: nothing half done stays, and a service that was stopped runs
@@ -391,11 +402,10 @@ finish() { # whatever happened: nothing half done stays, and a service that was 
     if [ -n "$fallback" ]; then
         stop
         activate "$fallback"
-        rm --force "$OPT/previous"
-        [ -z "$fallback_previous" ] || link "releases/$fallback_previous" "$OPT/previous"
+        [ "$(in_force current)" != "$fallback" ] || rm --force "$OPT/trial"
         prune
         begin
-        say "$fallback is in force"
+        say "$(in_force current) is in force"
     fi
     [ -z "$private" ] || rm --recursive --force "$private" "$OPT"/releases/*.partial*
     exit "$exit_code"
@@ -412,7 +422,7 @@ install_release() {
     alone
     version=$(basename "$here"/wheels/edgetag-*.whl | cut -d- -f2)
     name=$version-$(sha256sum "$here/SHA256SUMS" | cut -c1-8)
-    old=$(in_force current)
+    old=$(proven)
     if ! intact "$OPT/releases/$name"; then
         check_disk
         say "installing $name"
@@ -444,6 +454,7 @@ put_in_force() { # NEW OLD; there may be no old one, or it is the same
         if [ -n "$changed" ] || ! systemctl --quiet is-active "$UNIT"; then stop; fi
         start || not_ready=1
     fi
+    rm --force "$OPT/trial"
 }
 
 report() {
@@ -458,11 +469,13 @@ rollback() {
     local new old
     check_root
     alone
-    new=$(in_force previous) old=$(in_force current)
+    new=$(proven) old=$(in_force current)
+    [ "$new" != "$old" ] || new=$(in_force previous)
     if [ -z "$new" ] || [ "$new" = "$old" ]; then fail "no release before this one is kept" "$UNSUITABLE"; fi
     ! runs_systemd || stop
     activate "$new"
     link "releases/$old" "$OPT/previous"
+    rm --force "$OPT/trial"
     say "$new is in force"
     ! runs_systemd || start || fail "its service does not become ready: $(last_words)" "$UNHEALTHY"
 }
@@ -502,7 +515,7 @@ main() {
     local action=install_release
     here=$(cd "$(dirname "$0")" && pwd)
     identity='' with_appliance='' no_start='' purge=''
-    changed='' not_ready='' fallback='' fallback_previous='' private=''
+    changed='' not_ready='' fallback='' private=''
     while [ $# -gt 0 ]; do
         case $1 in
             --help | -h) usage && exit ;;

@@ -329,6 +329,18 @@ def test_a_file_that_cannot_be_written_whole_stays_as_it_was(tmp_path: Path) -> 
     assert {file.name for file in tmp_path.iterdir()} == {"new", unit.name}
 
 
+def test_a_release_on_trial_is_not_what_is_fallen_back_to(tmp_path: Path) -> None:
+    """The one that was proven is, and is kept; so, too, if the power failed before the exchange."""
+    for name in ("1", "2", "3"):
+        (tmp_path / "opt/edgetag/releases" / name).mkdir(parents=True)
+    (tmp_path / "opt/edgetag/trial").symlink_to("releases/1")
+    asked = ""
+    for current in ("1", "2"):
+        asked += f"link releases/{current} $OPT/current; proven; "
+    done = sourced("install.sh", tmp_path, f"{asked} prune; ls $OPT/releases; rm $OPT/trial; proven")
+    assert (done.stdout.split(), done.stderr) == (["1", "1", "1", "2", "2"], "")
+
+
 # -- archive.sh --------------------------------------------------------------------------------------------
 
 
