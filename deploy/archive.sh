@@ -93,8 +93,8 @@ fetch_packages() { # FOLDER
 
 # -- the archive -------------------------------------------------------------------------------------------
 
-own_files() { # what git does not ignore: no secret that provision.sh has made in here
-    git ls-files -z --cached --others --exclude-standard systemd deploy ||
+own_files() { # what git has: no secret that provision.sh has made in here, whatever it is called
+    git ls-files -z --cached systemd deploy ||
         fail "git cannot tell what belongs to this checkout; it says above why"
 }
 
