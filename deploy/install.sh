@@ -18,6 +18,7 @@ readonly UNIT=edgetag.service TIMER=edgetag.timer UNITS=/etc/systemd/system
 readonly SYSUSERS=/etc/sysusers.d/edgetag.conf RULES=/etc/udev/rules.d/70-edgetag-microphone.rules
 readonly APPLIANCE=(journald.conf.d/edgetag.conf system.conf.d/edgetag.conf) # in /etc/systemd
 readonly COMMAND=/usr/local/bin/edgetag DOCTOR=/usr/local/sbin/edgetag-doctor
+readonly LOCK=/run/edgetag-install.lock PRIVATE=/run/edgetag-install
 readonly READY_LIMIT_S=300 # a first full window takes seconds, a bundle's self-test on a small board up to minutes
 readonly UNPACKED=4        # a venv with its bytecode takes so many times what its wheels take
 readonly USAGE=2 UNSUITABLE=3 ROLLED_BACK=4 UNHEALTHY=5
@@ -77,7 +78,7 @@ check_machine() {
     # shellcheck source=/dev/null
     is=$(. /etc/os-release && echo "${VERSION_CODENAME-}")
     [ "$is" = bookworm ] || fail "the archive is for Debian 12, bookworm; this system is ${is:-another}" "$UNSUITABLE"
-    is=$(python3 -c 'import sys, venv; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) ||
+    is=$(python3 -I -c 'import sys, venv; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) ||
         fail "there is no python3, or but a minimal one: apt install python3" "$UNSUITABLE"
     [ "$is" = 3.11 ] || fail "python3 is $is, the archive's wheels are for Debian 12's 3.11" "$UNSUITABLE"
 }
@@ -182,10 +183,9 @@ intact() { # RELEASE
 
 build() { # RELEASE
     local partial=$1.partial pip=("$here"/wheels/pip-*.whl)
-    rm --recursive --force "$partial"
-    python3 -m venv --without-pip "$partial"
+    python3 -I -m venv --without-pip "$partial"
     # pip runs from its own wheel: Debian's python3 has neither pip nor ensurepip.
-    "$partial/bin/python" "${pip[0]}/pip" --isolated install --quiet --disable-pip-version-check --no-cache-dir \
+    "$partial/bin/python" -I "${pip[0]}/pip" --isolated install --quiet --disable-pip-version-check --no-cache-dir \
         --root-user-action=ignore --no-warn-script-location --no-index --find-links="$here/wheels" edgetag ||
         fail "the wheels cannot be installed; pip says above why"
     # Scripts begin with the place of their python.
@@ -199,9 +199,11 @@ build() { # RELEASE
     rename_whole "$1"
 }
 
-rename_whole() { # RELEASE; one that was damaged makes room
+rename_whole() { # RELEASE; one that was damaged makes room, and nobody interrupts it in between: it may be in force
+    trap '' INT TERM HUP
     [ ! -e "$1" ] || mv "$1" "$1.damaged.partial"
     mv "$1.partial" "$1"
+    heed_interruptions
     sync --file-system "$1"
     changed=1
 }
@@ -407,8 +409,12 @@ finish() { # whatever happened: nothing half done stays, and a service that was 
         begin
         say "$(in_force current) is in force"
     fi
-    [ -z "$private" ] || rm --recursive --force "$private" "$OPT"/releases/*.partial*
+    [ -z "$private" ] || remove_rests
     exit "$exit_code"
+}
+
+remove_rests() { # also of one that was killed
+    rm --recursive --force "$private" "$OPT"/releases/*.partial*
 }
 
 # -- the three actions -------------------------------------------------------------------------------------
@@ -504,10 +510,11 @@ uninstall() {
 }
 
 alone() { # a second install.sh does not get in between; and a place that is no disk's, for secrets
-    exec 9>/run/edgetag-install.lock
+    (umask 077 && : >>"$LOCK") # who may read it may lock it
+    exec 9>>"$LOCK"
     flock --nonblock 9 || fail "another install.sh is running"
-    private=/run/edgetag-install
-    rm --recursive --force "$private"
+    private=$PRIVATE
+    remove_rests
     mkdir --mode=700 "$private"
 }
 
@@ -538,10 +545,14 @@ main() {
     unset PYTHONPATH PYTHONHOME
     export LC_ALL=C.UTF-8 PATH=/usr/sbin:/usr/bin:/sbin:/bin
     trap finish EXIT
+    heed_interruptions
+    "$action"
+}
+
+heed_interruptions() {
     trap 'exit 130' INT
     trap 'exit 143' TERM
     trap 'exit 129' HUP
-    "$action"
 }
 
 main "$@"

@@ -40,9 +40,8 @@ def doctor(
     Configuration, password, bundle (loaded, self-tested, timed), audio device
     (heard for two seconds), outbox, and the way to the broker: DNS, TCP, TLS,
     login, a message there and back. Last the clock. What needs something that
-    failed is skipped. Run it as the sensor's own user, with its state directory:
-
-    sudo -u edgetag STATE_DIRECTORY=/var/lib/edgetag edgetag doctor --config FILE
+    failed is skipped. `sudo edgetag-doctor` is the same as the installed service
+    would see it: with its user, sandbox, secrets and state directory.
 
     A running sensor goes on. At the broker the doctor is SENSOR-doctor, and its
     message is on PREFIX/SENSOR/doctor, not retained. A broker that takes the
