@@ -23,8 +23,8 @@ demo: $(VENV)/demo.stamp
 test: $(VENV)/test.stamp system-packages lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadfile
 
-# Other processors, emulated: the first time takes half an hour, most of it QEMU's.
-test-system: emulators $(VENV)/test.stamp
+# A real systemd, and other processors, emulated: half an hour and more, most of it QEMU's.
+test-system: emulators $(VENV)/test.stamp system-packages
 	$(BIN)/pytest -q -s -m system tests/system
 
 # A week of audio with thousands of faults in virtual time, and days of a broker that dies: about an hour.
