@@ -295,15 +295,15 @@ open_identity() { # FILE RELEASE; no sensor is given another's secret, or one th
     its=$(owner "$private/identity/edgetag.yaml" "$2") ||
         fail "the configuration in $1 cannot be used, as said above" "$USAGE"
     [ -s "$own" ] || return 0
-    known=$(owner "$own" "$2") || fail "$own cannot be used, as said above: mend or remove it, then again" "$USAGE"
-    [ "$its" = "$known" ] || fail "$1 says $its, and $own says $known: it is another sensor's, or its secret is of \
-another kind; if this sensor is to take it, remove $own first" "$USAGE"
+    known=$(owner "$own" "$2") || fail "$own cannot be used, as said above: mend it, or move it away first" "$USAGE"
+    [ "$its" = "$known" ] || fail "$1 has $its, but $own has $known; if this sensor is to become that one, \
+move $own away first" "$USAGE"
 }
 
 owner() { # CONFIGURATION RELEASE: whose it is, and which secret it has
     env --ignore-environment "$2/bin/edgetag" config show --config "$1" |
-        sed --quiet --regexp-extended 's/  # .*//; s/^  ((id|password_credential|key_credential): )/\1/p' |
-        paste --serial --delimiters=,
+        sed --quiet --regexp-extended 's/  # .*//; /credential: null$/d; s/^  ((id|(password|key)_credential): )/\1/p' |
+        paste --serial --delimiters=' '
 }
 
 take_identity() { # FILE, opened; the secrets last
