@@ -33,7 +33,7 @@ TINY = Effort(
     windows=1,
     memory_windows=3,
     starts=1,
-    replay_s=20,
+    replay_s=40,
     replay_turns=1,
     live_windows=3,
     hops_s=(2.5, 10),
@@ -261,7 +261,7 @@ def test_every_side_and_kind_is_measured(tiny: Results, players: dict[str, Playe
 
 def test_replays_hear_all_of_their_audio(tiny: Results) -> None:
     """A window every 5 s and one that ends with the recording, whatever it is decoded from or cut into."""
-    assert {run.n_windows for run in tiny.replay.values()} == {3}
+    assert {run.n_windows for run in tiny.replay.values()} == {7}
     assert {hop_s: run.n_windows for hop_s, run in tiny.hops.items()} == {"2.5": 9, "10": 3}
     assert {n: run.n_windows for n, run in tiny.files.items()} == {"1": 5, "2": 4}
     assert tiny.replay_jobs["1"].n_windows == tiny.replay_jobs["2"].n_windows == 6

@@ -149,7 +149,7 @@ def measure_replay(bench: Bench) -> None:
         if not replays.can_have_jobs():
             bench.leave_out("replay by two processes", "this `edgetag replay` has no --jobs")
             return
-        piece = replays.write_recording(folder / "piece.flac", effort.replay_s // 2)
+        piece = replays.write_recording(folder / "piece.flac", effort.replay_s // 4)
         bench.results.replay_jobs = replays.jobs(piece, N_JOB_FILES, bench.variant, effort.replay_turns)
 
 
