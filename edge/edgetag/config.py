@@ -324,7 +324,7 @@ def _credential(name: str, setting: str, environment: Mapping[str, str]) -> Path
     """The file in which systemd hands it over. Its name is not quoted: it may be the secret itself."""
     if not (folder := environment.get("CREDENTIALS_DIRECTORY")):
         raise InputError(f"{setting} needs systemd's LoadCredential=; $CREDENTIALS_DIRECTORY is not set")
-    if not (file := Path(folder, name)).exists():
+    if not os.access(file := Path(folder, name), os.F_OK):  # nor may it be one that we cannot get at
         raise InputError(f"{setting} names none of the credentials that systemd handed over")
     return file
 

@@ -492,6 +492,7 @@ def test_a_credential_that_systemd_did_not_hand_over_is_missed_with_one_sentence
     for environment, said in (
         ({}, "needs systemd's LoadCredential=; $CREDENTIALS_DIRECTORY is not set"),
         ({"CREDENTIALS_DIRECTORY": str(tmp_path)}, "names none of the credentials that systemd handed over"),
+        ({"CREDENTIALS_DIRECTORY": "/x" * 4000}, "names none of the credentials that systemd handed over"),
     ):
         with pytest.raises(InputError) as refusal:
             wanted(settings, environment)
