@@ -21,6 +21,10 @@ class Ended(NamedTuple):
     not_finite: int
 
 
+Said = Begun | Heard | Ended
+"""What is said of a recording: that it could be opened, its windows, that this was all."""
+
+
 def hear(
     source: Source,
     analyse: Callable[[Window], Heard],

@@ -39,10 +39,11 @@ if TYPE_CHECKING:
     from edgetag.capture.windows import Window
     from edgetag.delivery.sink import Sink
     from edgetag.health import HealthWatch
+    from edgetag.hearing import Said
     from edgetag.loading import Loaded, Loader
     from edgetag.tagging.sounds import SoundEvents
     from edgetag.tagging.stream import EventStream, Heard
-    from edgetag.workers import Ears, Said
+    from edgetag.workers import Ears
 
 _SPREAD = "Several processes"
 

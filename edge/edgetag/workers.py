@@ -30,10 +30,10 @@ import structlog
 from edgetag.capture.file import open_recording
 from edgetag.contract.errors import BundleError, EdgetagError, InputError
 from edgetag.contract.manifest import Variant
-from edgetag.hearing import Begun, Ended, hear
+from edgetag.hearing import Begun, Ended, Said, hear
 from edgetag.log import configure
 from edgetag.tagging.conditions import Conditions
-from edgetag.tagging.stream import EventStream, Heard
+from edgetag.tagging.stream import EventStream
 from edgetag.tagging.tagger import Tagger
 
 MAX_AHEAD = 4096
@@ -43,8 +43,6 @@ MAX_STILLBORN = 3  # workers in a row that ended before they could hear; more of
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger("edgetag.workers")
 _spawning = multiprocessing.get_context("spawn")  # a fork would have the runtime's locks without its threads
-
-Said = Begun | Heard | Ended
 
 
 class Ears(NamedTuple):
@@ -168,14 +166,15 @@ class Workers:
 
     def _listen(self, told: _Recording) -> None:
         """Take one message from each who has one; from those who are too far ahead of what is told, none."""
-        heeded = (None, told) if self.n_ahead >= self._max_ahead else (None, *self._in_hand)
-        speakers = {worker.connection: worker for worker in self._workers if worker.recording in heeded}
-        for connection in wait(list(speakers)):
-            assert isinstance(connection, Connection)
-            try:
-                self._take(speakers[connection], connection.recv())
-            except (EOFError, OSError):
-                self._replace(speakers[connection])
+        is_full = self.n_ahead >= self._max_ahead
+        heeded = [worker for worker in self._workers if not is_full or worker.recording in (None, told)]
+        ready = wait([worker.connection for worker in heeded])
+        for worker in heeded:
+            if worker.connection in ready:
+                try:
+                    self._take(worker, worker.connection.recv())
+                except (EOFError, OSError):
+                    self._replace(worker)
 
     def _take(self, worker: "_Worker", said: Said | EdgetagError | None) -> None:
         """What a worker says: that it is ready, or why not; then of its recording."""

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from edgetag import Tagger
 from edgetag.contract.errors import BundleError, EdgetagError, InputError
+from edgetag.hearing import Said
 from edgetag.tagging.conditions import Conditions
 from edgetag.tagging.stream import Heard
-from edgetag.workers import Ears, Said, Workers, _hear
+from edgetag.workers import Ears, Workers, _hear
 from fakes_bundle import write_bundle
 
 RATE_HZ = 8000

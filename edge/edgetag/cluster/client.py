@@ -23,7 +23,7 @@ from distributed.scheduler import KilledWorker
 
 from edgetag.cluster.run import Failure, Output
 from edgetag.cluster.worker import Bringer, Order, Outcome, hear_batch
-from edgetag.contract.errors import InputError, NetworkError
+from edgetag.contract.errors import EdgetagError, InputError, NetworkError
 
 SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".mp3"})
 CONNECT_S = 10.0
@@ -148,6 +148,10 @@ class _Batches:
                 outcome: Outcome = future.result()
             except KilledWorker as error:
                 outcome = self._suspect(names, error.allowed_failures + 1)
+            except Exception as error:
+                if future.status == "error" and not isinstance(error, EdgetagError):
+                    raise EdgetagError(f"a worker failed ({type(error).__name__}: {error})") from error
+                raise
             else:
                 self._size = _clamp(round(len(names) * BATCH_S / max(outcome.wall_s, 1e-3)))
             yield outcome
@@ -242,7 +246,7 @@ def _brought(client: Client, bringer: Bringer) -> Iterator[None]:
     try:
         client.register_plugin(bringer, name)
         client.submit(Outcome, pure=False).result()
-    except (FutureCancelledError, OSError):
+    except (EdgetagError, FutureCancelledError, OSError):
         raise
     except Exception as error:  # whatever they lack; it may not even be an exception that we know
         raise InputError(

@@ -121,7 +121,7 @@ class Output:
                     "give another --out, or hear everything anew with --again"
                 )
             return known
-        with _writing(self.folder):
+        with writing(self.folder):
             (self.folder / PARTIAL_NAME).mkdir(parents=True, exist_ok=True)
             with replacing(self.folder / RUN_NAME) as stream:
                 stream.write(msgspec.json.format(msgspec.json.encode(run)) + b"\n")
@@ -151,11 +151,11 @@ class Output:
             OutputError: they cannot be written.
         """
         path = self.folder / FAILED_NAME
-        with _writing(path):
+        with writing(path):
             stream = path.open("wb", buffering=0)
 
         def write(failure: Failure) -> None:
-            with _writing(path):
+            with writing(path):
                 stream.write(encode(failure) + b"\n")
 
         with stream:
@@ -183,7 +183,7 @@ class Draft(Sink):
         self._path = path
 
     def __enter__(self) -> Self:
-        with _writing(self._path):
+        with writing(self._path):
             self._stream = self._path.open("xb")
         return self
 
@@ -196,19 +196,24 @@ class Draft(Sink):
             self._path.unlink(missing_ok=True)
 
     def deliver(self, event: TagsEvent) -> None:
-        with _writing(self._path):
+        with writing(self._path):
             self._stream.write(encode(event) + b"\n")
 
     def keep(self, path: Path) -> None:
         """Take a place, in one step."""
-        with _writing(path):
+        with writing(path):
             self._stream.close()
             path.parent.mkdir(parents=True, exist_ok=True)
             self._path.replace(path)
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
+    """Whoever writes there.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     try:
         yield
     except OSError as error:
