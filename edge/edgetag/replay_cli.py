@@ -37,13 +37,14 @@ if TYPE_CHECKING:
 
     from edgetag.capture.source import Block, Source
     from edgetag.capture.windows import Window
+    from edgetag.config import Settings
     from edgetag.delivery.sink import Sink
     from edgetag.health import HealthWatch
     from edgetag.hearing import Said
-    from edgetag.loading import Loaded, Loader
+    from edgetag.loading import Loaded
     from edgetag.tagging.sounds import SoundEvents
     from edgetag.tagging.stream import EventStream, Heard
-    from edgetag.workers import Ears
+    from edgetag.workers import Ears, Workers
 
 _SPREAD = "Several processes"
 
@@ -143,6 +144,64 @@ def replay(
 
     Example: edgetag replay street.flac --format table
     """
+    over = {"bundle__path": bundle and str(bundle), "runtime__variant": variant and variant.value}
+    read = partial(settings_with, config, **over)
+    if cluster or out or again:
+        beside = {
+            "--format": format,
+            "--mqtt": mqtt,
+            "--realtime": realtime,
+            "--start": start,
+            "--jobs": jobs - 1,
+        }
+        address, folder = _spread_to(cluster, out, beside)
+        _spread(files, read, hop, sensor, address, folder, again=again)
+        return
+    n_processes = _n_processes(jobs, files, realtime=realtime)
+    start_utc_s = None if start is None else start.replace(tzinfo=UTC).timestamp()
+    with reader_may_leave(), _interrupted_by_sigterm(), _started(n_processes) as workers:
+        n_failed = _replay(
+            files,
+            read,
+            workers,
+            hop=hop,
+            format=format,
+            mqtt=mqtt,
+            realtime=realtime,
+            sensor=sensor,
+            prefix=prefix,
+            start_utc_s=start_utc_s,
+        )
+    if n_failed:
+        raise typer.Exit(InputError.exit_code)
+
+
+@contextmanager
+def _started(n_processes: int) -> "Iterator[Workers | None]":
+    """Several processes, if it is to be several; they load their libraries while we do."""
+    if n_processes == 1:
+        yield None
+        return
+    from edgetag.workers import Workers
+
+    with Workers(n_processes) as workers:
+        yield workers
+
+
+def _replay(
+    files: list[str],
+    read: "Callable[[], Settings]",
+    workers: "Workers | None",
+    *,
+    hop: float | None,
+    format: Format | None,
+    mqtt: str | None,
+    realtime: bool,
+    sensor: str,
+    prefix: str,
+    start_utc_s: float | None,
+) -> int:
+    """Hear, here or by workers, and deliver; how many recordings could not be tagged, or not whole."""
     from edgetag.daemon import analyser, sounds_of
     from edgetag.delivery.address import check_prefix, check_sensor
     from edgetag.health import HealthWatch
@@ -156,41 +215,27 @@ def replay(
         to_samples(hop)  # refused before anything is loaded
     check_prefix(prefix)
     sensor = check_sensor(sensor or _replay_sensor())
-    start_utc_s = check_start(start.replace(tzinfo=UTC).timestamp()) if start else None
-    over = {"bundle__path": bundle and str(bundle), "runtime__variant": variant and variant.value}
-    loader = Loader(partial(settings_with, config, **over), state_directory())
-    if cluster or out or again:
-        beside = {
-            "--format": format,
-            "--mqtt": mqtt,
-            "--realtime": realtime,
-            "--start": start,
-            "--jobs": jobs - 1,
-        }
-        address, folder = _spread_to(cluster, out, beside)
-        _spread(files, loader, hop, sensor, address, folder, again=again)
-        return
-    n_processes = _n_processes(jobs, files, realtime=realtime)
-    failed = False
-    with reader_may_leave(), _interrupted_by_sigterm(), ExitStack() as stack:
-        replacement = stack.enter_context(replaced_on_hangup(loader)) if n_processes == 1 else None
+    if start_utc_s is not None:
+        check_start(start_utc_s)
+    loader, n_failed = Loader(read, state_directory()), 0
+    with ExitStack() as stack:
+        replacement = stack.enter_context(replaced_on_hangup(loader)) if workers is None else None
         loaded, refusal = loader.load_or_previous()
         stream = EventStream(loaded.tagger, sensor=sensor, conditions=loaded.conditions)
         watch, sounds = HealthWatch(stream), sounds_of(loaded, stream)
         hop_samples = to_samples(hop_s_of(loaded, hop))
+        hop_s = hop_samples / SAMPLE_RATE_HZ
         if replacement is not None:
             stack.enter_context(replacement)
-        sink = stack.enter_context(_sink(loaded, stream, format, mqtt, prefix, hop_samples / SAMPLE_RATE_HZ))
+        sink = stack.enter_context(_sink(loaded, stream, format, mqtt, prefix, hop_s))
         if refusal:
             watch.refused(refusal)
         progress = is_terminal(sys.stderr) and not (is_terminal(sys.stdout) and (format or not mqtt))
-        if replacement is not None:
-            analyse = analyser(stream, sink, watch, sounds, replacement, hop_samples / SAMPLE_RATE_HZ)
+        if workers is None:
+            analyse = analyser(stream, sink, watch, sounds, replacement, hop_s)
             heard = _hear_here(files, analyse, hop_samples, realtime=realtime, progress=progress)
         else:
-            from edgetag.workers import Workers
-
-            workers = stack.enter_context(Workers(n_processes, _ears(loaded, hop_samples)))
+            workers.equip(_ears(loaded, hop_samples))
             heard = _counted(workers.hear(files), len(files) if progress else None)
         telling = _Telling(stream, sink, hop_samples, watch, sounds, start_utc_s, realtime=realtime)
         for file, said in heard:
@@ -198,9 +243,8 @@ def replay(
                 telling.tell(file, said)
             except InputError as error:
                 complain(error)
-                failed = True
-    if failed:
-        raise typer.Exit(InputError.exit_code)
+                n_failed += 1
+    return n_failed
 
 
 def _n_processes(jobs: int, files: list[str], *, realtime: bool) -> int:
@@ -323,7 +367,7 @@ def _spread_to(cluster: str | None, out: Path | None, beside: Mapping[str, objec
 
 def _spread(
     files: list[str],
-    loader: "Loader",
+    read: "Callable[[], Settings]",
     hop: float | None,
     sensor: str,
     address: str,
@@ -341,10 +385,14 @@ def _spread(
     from edgetag.cluster.run import FAILED_NAME, Output, Run
     from edgetag.cluster.worker import Order
     from edgetag.contract.event import new_boot_id
+    from edgetag.delivery.address import check_sensor
+    from edgetag.loading import Loader
+    from edgetag.state import state_directory
     from edgetag.tagging.packing import packed
     from edgetag.tagging.tagger import hop_samples
 
-    loaded = loader.load()
+    sensor = check_sensor(sensor or _replay_sensor())
+    loaded = Loader(read, state_directory()).load()
     hop_s = hop_samples(hop_s_of(loaded, hop)) / SAMPLE_RATE_HZ
     run = Run.new(new_boot_id(), sensor, loaded.conditions, loaded.tagger.info(hop_s))
     order = Order(Output(folder).begin(run, again=again), folder, Path.cwd())

@@ -23,18 +23,18 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import structlog
 
-from edgetag.capture.file import open_recording
 from edgetag.contract.errors import BundleError, EdgetagError, InputError
-from edgetag.contract.manifest import Variant
 from edgetag.hearing import Begun, Ended, Said, hear
 from edgetag.log import configure
-from edgetag.tagging.conditions import Conditions
-from edgetag.tagging.stream import EventStream
-from edgetag.tagging.tagger import Tagger
+
+if TYPE_CHECKING:
+    from edgetag.contract.manifest import Variant
+    from edgetag.tagging.conditions import Conditions
+    from edgetag.tagging.stream import EventStream
 
 MAX_AHEAD = 4096
 """Messages that may wait for their turn: about as many windows, of some 4 kB each."""
@@ -58,19 +58,22 @@ class Ears(NamedTuple):
 
     bundle: Path
     sha256: str
-    variant: Variant
+    variant: "Variant"
     threads: int
     public_key: Path | None
-    conditions: Conditions
+    conditions: "Conditions"
     hop_samples: int
 
-    def stream(self) -> EventStream:
+    def stream(self) -> "EventStream":
         """What hears, by the bundle, checked whole. Who is told of it says for which sensor.
 
         Raises:
             BundleError: it does not pass, or is not the same any more.
             InputError: the key cannot be used.
         """
+        from edgetag.tagging.stream import EventStream
+        from edgetag.tagging.tagger import Tagger
+
         tagger = Tagger.load(self.bundle, self.variant, threads=self.threads, public_key=self.public_key)
         if tagger.bundle.sha256 != self.sha256:
             raise BundleError(f"{self.bundle} is another bundle than it was a moment ago; start again")
@@ -90,26 +93,27 @@ class _Recording:
 class Workers:
     """Processes that hear recordings, for as long as they are entered.
 
+    They start at once, beside whoever finds out with what they are to hear.
+
     Args:
         n: how many.
-        ears: what they hear with.
         max_ahead: how much may wait for its turn, beside what each worker is about to say.
 
     Attributes:
         n_ahead: how much waits.
     """
 
-    def __init__(self, n: int, ears: Ears, *, max_ahead: int = MAX_AHEAD) -> None:
+    def __init__(self, n: int, *, max_ahead: int = MAX_AHEAD) -> None:
         self.n_ahead = 0
-        self._n, self._ears, self._max_ahead = n, ears, max_ahead
+        self._n, self._max_ahead = n, max_ahead
+        self._ears: Ears | None = None
         self._workers: list[_Worker] = []
         self._in_hand: deque[_Recording] = deque()  # in order; the first one is being told
         self._unheard: deque[_Recording] = deque()  # of these, those that no worker has
         self._n_stillborn = 0
 
     def __enter__(self) -> Self:
-        for _ in range(self._n):
-            self._start()
+        self._workers += [_Worker() for _ in range(self._n)]
         return self
 
     def __exit__(
@@ -120,6 +124,12 @@ class Workers:
             worker.process.kill()
         for worker in self._workers:
             worker.process.join()
+
+    def equip(self, ears: Ears) -> None:
+        """Tell them with what they hear, once and before anything else."""
+        self._ears = ears
+        for worker in self._workers:
+            worker.send(ears)
 
     def hear(self, files: Iterable[str]) -> Iterator[tuple[str, Iterator[Said]]]:
         """Each recording with what is said of it: `Begun`, its windows, `Ended`.
@@ -196,9 +206,6 @@ class Workers:
         recording.n_said += 1
         self.n_ahead += 1
 
-    def _start(self) -> None:
-        self._workers.append(_Worker(self._ears))
-
     def _replace(self, dead: "_Worker") -> None:
         """Start another one. A recording that it was hearing is heard again, or given up."""
         dead.process.join()
@@ -214,7 +221,8 @@ class Workers:
             else:
                 reason = f"{MAX_DEATHS} processes that heard it {how}; it is given up"
                 self._note(recording, InputError(f"{recording.file}: {reason}"))
-        self._start()
+        self._workers.append(_Worker())
+        self._workers[-1].send(self._ears)
 
 
 class _Worker:
@@ -226,20 +234,23 @@ class _Worker:
         n_known: how much of what it will say of that somebody else has said before.
     """
 
-    def __init__(self, ears: Ears) -> None:
+    def __init__(self) -> None:
         self.is_ready = False
         self.recording: _Recording | None = None
         self.n_known = 0
         self.connection, theirs = _spawning.Pipe()
-        self.process = _spawning.Process(target=_work, args=(theirs, ears), daemon=True)
+        self.process = _spawning.Process(target=_work, args=(theirs,), daemon=True)
         with _interrupts_held():
             self.process.start()
         theirs.close()
 
     def begin(self, recording: _Recording) -> None:
         self.recording, self.n_known = recording, recording.n_said
+        self.send(recording.file)
+
+    def send(self, what: Ears | str | None) -> None:
         with suppress(OSError):  # it is dead, and will be found so
-            self.connection.send(recording.file)
+            self.connection.send(what)
 
 
 @contextmanager
@@ -266,10 +277,18 @@ def _manner(exit_code: int | None) -> str:
 # -- a worker ------------------------------------------------------------------------------------------------
 
 
-def _work(connection: Connection, ears: Ears) -> None:
-    """Say that it can begin; then, of each recording that is named, what is heard, while anybody listens."""
+def _work(connection: Connection) -> None:
+    """Take what is heard with, say that all is ready; then, of each recording that is named, what is heard.
+
+    Ends when nobody listens any more.
+    """
+    # Loaded while whoever started this finds out with what it is to hear.
+    from edgetag.capture import file  # noqa: F401
+    from edgetag.tagging import tagger  # noqa: F401
+
     configure()
     with suppress(EOFError, ConnectionError):
+        ears: Ears = connection.recv()
         try:
             stream = ears.stream()
         except EdgetagError as error:
@@ -281,7 +300,9 @@ def _work(connection: Connection, ears: Ears) -> None:
                 connection.send(said)
 
 
-def _hear(file: str, stream: EventStream, hop_samples: int) -> Iterator[Said | EdgetagError]:
+def _hear(file: str, stream: "EventStream", hop_samples: int) -> Iterator[Said | EdgetagError]:
+    from edgetag.capture.file import open_recording
+
     try:
         with open_recording(file) as source:
             yield Begun(source.duration_s)

@@ -86,7 +86,15 @@ def taken(said: Iterator[Said]) -> list[object]:
 
 @pytest.fixture(scope="module", params=[1, 4096], ids=["nothing ahead", "far ahead"])
 def workers(ears: Ears, request: pytest.FixtureRequest) -> Iterator[Workers]:
-    with Workers(2, ears, max_ahead=request.param) as workers:
+    with Workers(2, max_ahead=request.param) as workers:
+        workers.equip(ears)
+        yield workers
+
+
+@contextlib.contextmanager
+def equipped(ears: Ears, max_ahead: int = 100) -> Iterator[Workers]:
+    with Workers(2, max_ahead=max_ahead) as workers:
+        workers.equip(ears)
         yield workers
 
 
@@ -105,7 +113,7 @@ def test_what_several_hear_is_what_one_hears(
 def test_who_is_told_late_waits(ears: Ears, recordings: dict[str, str]) -> None:
     """While nobody takes the first recording's windows, the others run ahead so far and no further."""
     files = [recordings["long.flac"]] + [recordings["street.wav"]] * 8
-    with Workers(2, ears, max_ahead=5) as workers:
+    with equipped(ears, max_ahead=5) as workers:
         most = 0
         for _, said in workers.hear(files):
             for _ in said:
@@ -127,7 +135,7 @@ def test_a_worker_that_is_killed_loses_nothing(
     may be at work on the next ones already, and a recording that two of them died of is given up."""
     files = [recordings[name] for name in ("long.flac", "street.wav", "cut.flac")]
     before = pids()
-    with Workers(2, ears) as workers:
+    with equipped(ears) as workers:
         told = []
         for file, said in workers.hear(files):
             words = [content(next(said)), content(next(said))]
@@ -164,7 +172,7 @@ def test_a_recording_that_kills_twice_is_given_up(
     killer = threading.Thread(target=kill_whoever_hears, args=(poison, stop))
     killer.start()
     try:
-        with Workers(2, ears) as workers:
+        with equipped(ears) as workers:
             heard = workers.hear([street, str(poison), street])
             told = [taken(said) for _, said in heard]
     finally:
@@ -185,7 +193,7 @@ def test_workers_that_cannot_begin_are_not_started_for_ever(
     monkeypatch.syspath_prepend(tmp_path)
     with (
         pytest.raises(EdgetagError, match="ended with exit code 7 as they begin"),
-        Workers(2, ears) as workers,
+        equipped(ears) as workers,
     ):
         next(next(workers.hear([recordings["street.wav"]]))[1])
 
@@ -194,7 +202,7 @@ def test_a_bundle_that_was_replaced_meanwhile_hears_nothing(ears: Ears, recordin
     """Half a replay by one bundle and half by another would be neither's."""
     with (
         pytest.raises(BundleError, match="another bundle than it was"),
-        Workers(2, ears._replace(sha256="0" * 64)) as workers,
+        equipped(ears._replace(sha256="0" * 64)) as workers,
     ):
         next(next(workers.hear([recordings["street.wav"]]))[1])
 
@@ -202,7 +210,7 @@ def test_a_bundle_that_was_replaced_meanwhile_hears_nothing(ears: Ears, recordin
 def test_nobody_is_left(ears: Ears, recordings: dict[str, str]) -> None:
     """Whoever stops in the middle has ended all of them."""
     before = pids()
-    with contextlib.suppress(KeyboardInterrupt), Workers(2, ears) as workers:
+    with contextlib.suppress(KeyboardInterrupt), equipped(ears) as workers:
         next(next(workers.hear([recordings["long.flac"]]))[1])
         raise KeyboardInterrupt
     assert pids() == before
