@@ -43,6 +43,7 @@ def facts(window: Window) -> tuple[object, ...]:
         window.overruns,
         window.clipped,
         window.rate_hz,
+        window.lost,
     )
 
 
@@ -351,6 +352,33 @@ def test_clipping_is_a_share_of_the_audio_there_is() -> None:
     """Five of ten delivered frames clip: a half, though half of the window is missing too."""
     (window,) = all_windows(windower(), cut(np.repeat(np.float32([0, 1]), 5)))
     assert (window.valid, window.clipped) == (0.5, 0.5)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    schedule=schedules(),
+    hop=st.integers(1, 50),
+    spots=st.lists(st.tuples(st.integers(0, 300), st.sampled_from([1.0, np.nan])), max_size=3),
+)
+def test_what_is_rare_is_counted_wherever_it_is(
+    schedule: list[Segment], hop: int, spots: list[tuple[int, float]]
+) -> None:
+    """A clipped frame here and one that is no number there, in a stream that is plain but for gaps."""
+    blocks, end = play(schedule), sum(segment.gap + segment.n_frames for segment in schedule)
+    real, clipped = np.zeros(end + W, bool), np.zeros(end + W, bool)
+    for block in blocks:
+        frames = slice(block.first_frame, block.first_frame + len(block.frames))
+        for place, value in spots:
+            block.frames[np.arange(frames.start, frames.stop) == place] = value
+        real[frames], clipped[frames] = np.isfinite(block.frames[:, 0]), block.frames[:, 0] == 1
+    for window in all_windows(windower(hop=hop), blocks):
+        its = slice(window.start_sample, window.start_sample + W)
+        n_real = np.count_nonzero(real[its])
+        assert (window.valid, window.clipped) == (n_real / W, np.count_nonzero(clipped[its]) / n_real)
+        lost = np.ones(W, bool)
+        for first, last in window.lost:
+            lost[first:last] = False
+        assert np.array_equal(lost, real[its])
 
 
 @settings(deadline=None, max_examples=100)

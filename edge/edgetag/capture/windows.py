@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +54,18 @@ class Window:
     lost: tuple[tuple[int, int], ...] = ()
 
 
+class _Heard(NamedTuple):
+    """What is known of a window's frames: see `Window`."""
+
+    valid: float
+    overruns: int
+    clipped: float
+    lost: tuple[tuple[int, int], ...]
+
+
+_PLAIN = _Heard(1.0, 0, 0.0, ())
+
+
 class Windower:
     """Cuts a stream into windows, one every `hop_samples`, which may be less or more than a window.
 
@@ -85,6 +97,7 @@ class Windower:
         self._window_frames = window_samples * rate_hz // SAMPLE_RATE_HZ + 1
         self._flags = _Ring(self._window_frames + 2 * rate_hz, np.uint8)
         self._gaps: deque[tuple[int, int]] = deque()  # [first, end) in frames, as far back as the flags reach
+        self._plain_from = 0  # from this frame on, all that was taken is real and nothing clipped
         self._next_start = 0
 
     def feed(self, block: Block) -> list[Window]:
@@ -132,11 +145,15 @@ class Windower:
 
     def _take(self, frames: NDArray[np.float32]) -> list[Window]:
         """Consecutive frames, a second at most: note what is real and what is clipped, mix, resample."""
+        if _is_plain(frames):
+            self._flags.extend(len(frames), _REAL)
+            return self._write(self._resampler.process(_downmix(frames.T)))
         channels = np.ascontiguousarray(frames.T)  # reducing over short rows would take 25 times as long
         peak = np.abs(channels).max(axis=0)
         real = peak <= SANE_PEAK  # False for NaN, too
         clipped = real & (peak >= CLIP_LEVEL)
         self._flags.append(real * _REAL + clipped * _CLIPPED)
+        self._plain_from = self._flags.end
         if not real.all():
             self.n_not_finite += int(np.count_nonzero(~real))
             channels = np.where(real, channels, np.float32(0))
@@ -164,6 +181,7 @@ class Windower:
         while self._gaps and self._gaps[0][1] <= self._flags.oldest:
             self._gaps.popleft()
         self._gaps.append((self._flags.end, first_frame))
+        self._plain_from = first_frame
 
     def _end_segment(self) -> list[Window]:
         """Bring out what the resampler holds, to exactly the sample at which the frames taken so far end.
@@ -192,24 +210,33 @@ class Windower:
         """The window at `start_sample`, or none when it holds no real audio."""
         end_sample = start_sample + self.window_samples
         first, end = self._frame_at(start_sample), self._frame_at(end_sample)
-        flags = np.zeros(end - first, np.uint8)  # beyond the stream's end there is nothing
-        flags[: self._flags.end - first] = self._flags.read(first, min(end, self._flags.end))
-        real = (flags & _REAL).astype(bool)
-        n_real = int(np.count_nonzero(real))
-        if n_real == 0:
+        heard = _PLAIN
+        if first < self._plain_from or self._flags.end < end:
+            heard = self._heard(first, end, start_sample)
+        if heard.valid == 0:
             return []
         return [
             Window(
                 start_sample=start_sample,
                 samples=self._samples.read(start_sample, end_sample),
-                valid=n_real / len(real),
-                overruns=sum(gap_first < end and first < gap_end for gap_first, gap_end in self._gaps),
-                clipped=int(np.count_nonzero(flags & _CLIPPED)) / n_real,
                 rate_hz=self.rate_hz,
                 delivered_s=self._delivered_s,
-                lost=() if real.all() else self._lost(real, first, start_sample),
+                **heard._asdict(),
             )
         ]
+
+    def _heard(self, first: int, end: int, start_sample: int) -> _Heard:
+        """What is real of the frames [first, end) of the window at `start_sample`."""
+        flags = np.zeros(end - first, np.uint8)  # beyond the stream's end there is nothing
+        flags[: self._flags.end - first] = self._flags.read(first, min(end, self._flags.end))
+        real = (flags & _REAL).astype(bool)
+        n_real = int(np.count_nonzero(real))
+        return _Heard(
+            valid=n_real / len(real),
+            overruns=sum(gap_first < end and first < gap_end for gap_first, gap_end in self._gaps),
+            clipped=int(np.count_nonzero(flags & _CLIPPED)) / max(n_real, 1),
+            lost=() if n_real == len(real) else self._lost(real, first, start_sample),
+        )
 
     def _lost(self, real: NDArray[np.bool_], first: int, start_sample: int) -> tuple[tuple[int, int], ...]:
         """Ranges of the window at `start_sample`, of whose frames, from `first` on, these are real."""
@@ -226,12 +253,17 @@ class Windower:
         return max(0, -((1 - 2 * sample) * self.rate_hz // (2 * SAMPLE_RATE_HZ)))
 
 
+def _is_plain(frames: NDArray[np.float32]) -> bool:
+    """Whether every frame is real and none clipped, as most are: told by two numbers."""
+    return bool(frames.min() > -CLIP_LEVEL and frames.max() < CLIP_LEVEL)  # False for NaN, too
+
+
 def _downmix(channels: NDArray[np.float32]) -> NDArray[np.float32]:
     """Their mean; summed channel by channel, so that no bit depends on the number of frames.
 
-    Shape: [n_channels, n_frames] -> [n_frames]
+    Shape: [n_channels, n_frames] -> [n_frames]; of one channel it is a view
     """
-    mono: NDArray[np.float32] = channels[0] / len(channels)
+    mono: NDArray[np.float32] = channels[0] if len(channels) == 1 else channels[0] / len(channels)
     for channel in channels[1:]:
         mono += channel / len(channels)
     return mono
@@ -258,6 +290,13 @@ class _Ring(Generic[_ScalarT]):
         low, high = self._slots(self.end, len(values))
         low[:], high[:] = values[: len(low)], values[len(low) :]
         self.end += len(values)
+
+    def extend(self, n_values: int, value: _ScalarT) -> None:
+        """Add one value so many times, no more than the ring holds."""
+        assert n_values <= len(self._values)
+        for slot in self._slots(self.end, n_values):
+            slot[:] = value
+        self.end += n_values
 
     def skip_to(self, end: int) -> None:
         """Move on to index `end`; what is passed over reads as zero."""
