@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import TracebackType
@@ -255,7 +256,11 @@ class _Worker:
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """What starts here never sees a Ctrl-C, which goes to everybody at the terminal; we see it afterwards."""
+    """What starts here never sees a Ctrl-C, which goes to everybody at the terminal; we see it afterwards.
+
+    The first process would bring multiprocessing's resource tracker with it, whose start lets interrupts in.
+    """
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield

@@ -4,6 +4,8 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -205,6 +207,28 @@ def test_a_bundle_that_was_replaced_meanwhile_hears_nothing(ears: Ears, recordin
         equipped(ears._replace(sha256="0" * 64)) as workers,
     ):
         next(next(workers.hear([recordings["street.wav"]]))[1])
+
+
+BLOCKED = """
+from pathlib import Path
+from edgetag.workers import Workers
+
+if __name__ == "__main__":
+    with Workers(2) as workers:
+        for worker in workers._workers:
+            status = Path(f"/proc/{worker.process.pid}/status").read_text()
+            print(int(status.partition("SigBlk:")[2].split()[0], 16))
+"""
+
+
+def test_no_worker_ever_sees_an_interrupt(tmp_path: Path) -> None:
+    """A Ctrl-C goes to everybody at the terminal; not even the first process of all is to say so."""
+    script = tmp_path / "blocked.py"
+    script.write_text(BLOCKED)
+    said = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True, timeout=60)
+    masks = [int(line) for line in said.stdout.split()]
+    assert len(masks) == 2
+    assert all(mask >> (signal.SIGINT - 1) & 1 for mask in masks)
 
 
 def test_nobody_is_left(ears: Ears, recordings: dict[str, str]) -> None:
