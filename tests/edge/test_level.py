@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from edgetag.contract.event import Level
 from edgetag.contract.frontend import SAMPLE_RATE_HZ, WINDOW_SAMPLES
+from edgetag.dsp import level as level_module
+from edgetag.dsp.fourier import rfft
 from edgetag.dsp.level import FAST_S, FLOOR_DBFS, LevelMeter, a_weighting
 
 T = np.arange(WINDOW_SAMPLES) / SAMPLE_RATE_HZ
@@ -368,6 +370,44 @@ def test_a_meter_remembers_nothing() -> None:
     fresh = LevelMeter()(noise(), [(5, 50)])
     METER(tone(1000))
     assert METER(noise(), [(5, 50)]) == fresh
+
+
+STREET = np.random.default_rng(5).normal(0, 0.05, 4 * WINDOW_SAMPLES).astype(np.float32)
+STREAMED = LevelMeter()
+
+
+@settings(max_examples=30)
+@given(
+    starts=st.lists(st.sampled_from([0, 1, 2, 3]) | st.integers(0, 3 * WINDOW_SAMPLES), max_size=5),
+    some_lost=st.lists(st.booleans(), min_size=5, max_size=5),
+    spot=st.none() | st.integers(0, WINDOW_SAMPLES - 1),
+)
+def test_what_windows_share_is_weighed_once_and_the_same(
+    starts: list[int], some_lost: list[bool], spot: int | None
+) -> None:
+    """By half a window and by anything else, over a gap, and if one sample is another: as if alone."""
+    for start, is_lost in zip(starts, some_lost, strict=False):
+        first = start * WINDOW_SAMPLES // 2 if start < 4 else start
+        samples = STREET[first : first + WINDOW_SAMPLES].copy()
+        if spot is not None:
+            samples[spot] += 0.5
+        lost = [(300_000, 310_000)] if is_lost else []
+        assert STREAMED(samples, lost) == LevelMeter()(samples, lost)
+
+
+def test_windows_that_follow_by_half_are_not_weighed_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two transforms of four pieces each, after the first one's three."""
+    counted: list[int] = []
+
+    def counting(rows: NDArray[np.float32], out: NDArray[np.complex64]) -> None:
+        counted.append(len(rows))
+        rfft(rows, out=out)
+
+    monkeypatch.setattr(level_module, "rfft", counting)
+    meter = LevelMeter()
+    for k in range(4):
+        meter(STREET[k * WINDOW_SAMPLES // 2 :][:WINDOW_SAMPLES])
+    assert counted == [4, 4, 4] + [4, 4] * 3
 
 
 def test_a_meter_leaves_the_samples_as_they_are() -> None:

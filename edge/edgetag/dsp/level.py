@@ -33,10 +33,13 @@ FLOOR_DBFS = -120.0
 """What silence reads: below any microphone's own noise, and never taken for a level of 0."""
 FAST_S = 0.125
 
-_N_PIECES = 8  # transforms of this length stay in the cache
+_N_PIECES = 12  # transforms of this length stay in the cache
 _N_SIDE_BY_SIDE = 4  # as many as a transform computes at once
 _PIECE_SAMPLES = WINDOW_SAMPLES // _N_PIECES
 _SETTLING_SAMPLES = SAMPLE_RATE_HZ // 10  # A-weighting rings for less than this, before and after
+# Of a window that begins in the middle of the last one, pieces 1 to 4 are that one's 7 to 10.
+_AS_BEFORE, _SAME = slice(7, 11), slice(1, 5)
+_ALL, _OTHERS = [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]], [[0, 5, 6, 7], [8, 9, 10, 11]]
 _N_FFT = fast_length(_PIECE_SAMPLES + 2 * _SETTLING_SAMPLES)
 _SETTLED = slice(_SETTLING_SAMPLES, _SETTLING_SAMPLES + _PIECE_SAMPLES)
 _BLOCK_SAMPLES = SAMPLE_RATE_HZ // 2100
@@ -62,13 +65,17 @@ class LevelMeter:
 
     def __init__(self) -> None:
         hz = np.arange(_N_FFT // 2 + 1, dtype=np.float64) * (SAMPLE_RATE_HZ / _N_FFT)
-        self._weights = a_weighting(hz).astype(np.float32)
+        self._weights = np.repeat(a_weighting(hz).astype(np.float32), 2)  # of real and imaginary parts
         self._padded = np.zeros(_N_FFT + (_N_PIECES - 1) * _PIECE_SAMPLES, np.float32)
         self._pieces = sliding_window_view(self._padded, _N_FFT)[::_PIECE_SAMPLES]
         self._spectra = np.empty((_N_SIDE_BY_SIDE, _N_FFT // 2 + 1), np.complex64)
+        self._parts = self._spectra.view(np.float32)
         self._weighted = np.empty((_N_SIDE_BY_SIDE, _N_FFT), np.float32)
+        self._power = np.zeros((_N_PIECES, _PIECE_SAMPLES), np.float32)
+        self._is_whole = True  # `_padded` holds a window of which all was heard, and `_power` is its
         # What each sample of a block adds to the fast average at the block's end.
         decay = np.exp(-np.arange(_BLOCK_SAMPLES)[::-1] / (FAST_S * SAMPLE_RATE_HZ))
+        self._settled = _settled(WINDOW_SAMPLES, WINDOW_SAMPLES // _BLOCK_SAMPLES)
         self._share = (-np.expm1(-1 / (FAST_S * SAMPLE_RATE_HZ)) * decay).astype(np.float32)
 
     def __call__(self, samples: NDArray[np.float32], lost: Sequence[tuple[int, int]] = ()) -> Level:
@@ -93,27 +100,35 @@ class LevelMeter:
         heard = _heard(lost)
         if not heard:
             return Level(FLOOR_DBFS, FLOOR_DBFS, FLOOR_DBFS, FLOOR_DBFS)
-        power = self._power(samples, heard)
+        self._weight(samples, heard)
+        power, settled = self._power.reshape(-1), self._settled
         if lost:
             power = np.concatenate([power[start:end] for start, end in heard])
+            settled = _settled(len(power), -(-len(power) // _BLOCK_SAMPLES))
         fast = self._fast(power)
-        la90, la10 = np.percentile(fast / _settled(len(power), len(fast)), [10, 90])
-        return Level(_db(float(power.mean())), _db(float(fast.max())), _db(float(la10)), _db(float(la90)))
+        la90, la10 = _percentiles(fast / settled, 0.1, 0.9)
+        return Level(_db(float(power.mean())), _db(float(fast.max())), _db(la10), _db(la90))
 
-    def _power(self, samples: NDArray[np.float32], heard: list[tuple[int, int]]) -> NDArray[np.float32]:
-        """Square of the A-weighted samples.
+    def _weight(self, samples: NDArray[np.float32], heard: list[tuple[int, int]]) -> None:
+        """Make `_power` the square of the A-weighted samples.
 
-        Shape: [441000] -> [441000]
+        Samples that the last window had, too, are not weighted again, to the bit: not believed but compared.
         """
+        is_whole, half = heard == [(0, WINDOW_SAMPLES)], WINDOW_SAMPLES // 2
+        overlaps = self._is_whole and is_whole
+        if overlaps and np.array_equal(samples[:half], self._padded[_SETTLING_SAMPLES:][half:WINDOW_SAMPLES]):
+            self._power[_SAME], groups = self._power[_AS_BEFORE], _OTHERS
+        else:
+            groups = _ALL
+        self._is_whole = False  # should this be interrupted
         self._fill(samples, heard)
-        power = np.empty((_N_PIECES, _PIECE_SAMPLES), np.float32)
-        for first in range(0, _N_PIECES, _N_SIDE_BY_SIDE):
-            some = slice(first, first + _N_SIDE_BY_SIDE)
+        for some in groups:
             rfft(self._pieces[some], out=self._spectra)
-            self._spectra *= self._weights
+            self._parts *= self._weights
             irfft(self._spectra, _N_FFT, out=self._weighted)
-            np.square(self._weighted[:, _SETTLED], out=power[some])
-        return power.reshape(-1)
+            for piece, weighted in zip(some, self._weighted, strict=True):
+                np.square(weighted[_SETTLED], out=self._power[piece])
+        self._is_whole = is_whole
 
     def _fill(self, samples: NDArray[np.float32], heard: list[tuple[int, int]]) -> None:
         """The samples with lines through the gaps, and with as much before and after as the pieces reach."""
@@ -153,6 +168,18 @@ def _heard(lost: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     if borders != sorted(borders):
         raise ValueError(f"lost ranges are {lost}; expected some in order in {WINDOW_SAMPLES} samples")
     return [(start, end) for start, end in zip(borders[::2], borders[1::2], strict=True) if start < end]
+
+
+def _percentiles(values: NDArray[np.float64], *shares: float) -> list[float]:
+    """What these shares of the values are below; NumPy's linear ones, in half the time.
+
+    >>> _percentiles(np.array([3.0, 1.0, 2.0]), 0.5, 0.75)
+    [2.0, 2.5]
+    """
+    ranks = [share * (len(values) - 1) for share in shares]
+    next_to = sorted({rank for it in ranks for rank in (math.floor(it), math.ceil(it))})
+    found: list[float] = np.interp(ranks, next_to, np.partition(values, next_to)[next_to]).tolist()
+    return found
 
 
 def _settled(n_samples: int, n_blocks: int) -> NDArray[np.float64]:
