@@ -33,6 +33,16 @@ def test_patches_follow_each_other_without_overlap() -> None:
         assert heard.tolist() == [k]
 
 
+def test_the_last_patches_are_those_of_the_whole_window() -> None:
+    """To the bit, whatever was computed before."""
+    samples = np.random.default_rng(0).normal(0, 0.1, VGGISH_WINDOW_SAMPLES).astype(np.float32)
+    front_end = VggishLogMel()
+    whole = front_end(samples)
+    for first in range(11):
+        np.testing.assert_array_equal(front_end(samples, first), whole[first:])
+    assert front_end(samples, 10).shape == (0, 96, 64)
+
+
 def test_another_length_is_refused() -> None:
     """Nothing is padded in silence."""
     with pytest.raises(ValueError, match="160000"):
