@@ -93,6 +93,10 @@ def fit(
     data: DataOption,
     out: Annotated[Path, typer.Option("--out", help="Run directory.")],
     embedding: EmbeddingOption = None,
+    teacher: Annotated[
+        Path | None,
+        typer.Option("--teacher", help="yamnet.tflite, for recipes with a teacher_share.", exists=True),
+    ] = None,
     root: Annotated[
         Path | None, typer.Option("--root", help="Take the root net of this run, if it is the same.")
     ] = None,
@@ -117,6 +121,12 @@ def fit(
 
     read = read_recipe(recipe, overrides or [])
     found = _embedding(embedding, read.fusion)
+    if (teacher is None) != (not read.data.teacher_share):
+        raise InputError(
+            "this recipe is taught by a teacher, too (data.teacher_share): give it with --teacher"
+            if teacher is None
+            else "this recipe has no teacher_share; leave out --teacher"
+        )
     chosen = _device(device)
     check_start(read, out, root=root, resume=resume)
     windows = prepare(
@@ -124,6 +134,7 @@ def fit(
         data,
         cache or default_cache(),
         embedding=found and found.paths["fp32"],
+        teacher=teacher,
         validated=read.validates,
         skip_bad=skip_bad,
     )
@@ -286,6 +297,52 @@ def embedding(
     from edgetag_train.embedding import export_vggish
 
     export_vggish(out, weights, pca, seed=random, calibrate=calibrate)
+
+
+@app.command()
+def teach(
+    out: Annotated[Path, typer.Argument(help="Embedding folder to write.")],
+    data: DataOption,
+    teacher: Annotated[
+        Path,
+        typer.Option("--teacher", help="yamnet.tflite, with yamnet_class_map.csv beside it.", exists=True),
+    ],
+    sounds: Annotated[
+        list[Path] | None, typer.Option("--sounds", help="Folder of further sounds; may be given again.")
+    ] = None,
+    mixtures: Annotated[
+        int, typer.Option("--mixtures", min=1, help="Ten-second mixtures to learn from.")
+    ] = 20_000,
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over them.")] = 10,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**62)] = 0,
+    cache: CacheOption = None,
+    skip_bad: SkipBadOption = False,
+) -> None:
+    """Teach a small embedding net what YAMNet hears, for nets that take an embedding.
+
+    Run again after Ctrl-C, it goes on where it was.
+
+    Example: edgetag train teach embedding --data sonyc-ust --teacher yamnet.tflite --sounds sounds
+    """
+    from edgetag_train.data.features import default_cache
+    from edgetag_train.fit.stopping import Stopped
+    from edgetag_train.teaching.teach import teach as run
+
+    try:
+        run(
+            data,
+            sounds or [],
+            teacher,
+            out,
+            cache or default_cache(),
+            mixtures=mixtures,
+            epochs=epochs,
+            seed=seed,
+            skip_bad=skip_bad,
+        )
+    except Stopped as stopped:
+        typer.echo(f"edgetag: {stopped}; run the same again to go on", err=True)
+        raise typer.Exit(stopped.exit_code) from None
 
 
 def _scored(

@@ -30,7 +30,7 @@ MANIFEST_NAME = "embedding.yaml"
 N_CALIBRATION_SCENES = 4
 N_CALIBRATION_WINDOWS = 48
 CALIBRATION_SEED = 100
-_NAMES = {MANIFEST_NAME, *(f"embedding.{variant}.onnx" for variant in VARIANTS)}
+NAMES = {MANIFEST_NAME, *(f"embedding.{variant}.onnx" for variant in VARIANTS)}
 
 
 class Difference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -95,7 +95,7 @@ def export_embedding(
         InputError: `out` holds something else.
         OutputError: `out` cannot be written.
     """
-    check_room(out, "embedding", MANIFEST_NAME, _NAMES.__contains__)
+    check_room(out, "embedding", MANIFEST_NAME, NAMES.__contains__)
     with replaced(out) as folder:
         paths = {variant: folder / f"embedding.{variant}.onnx" for variant in VARIANTS[: 2 if int8 else 1]}
         save_onnx(net, {PATCHES_INPUT: PATCHES_SHAPE}, EMBEDDING_INPUT, paths["fp32"], free=True)

@@ -31,6 +31,7 @@ from edgetag.contract.manifest import (
     Policy,
     Variant,
 )
+from edgetag.contract.taxonomy import SONYC_UST
 from edgetag.tagging.bundle import OnnxNet
 from edgetag.tagging.tagger import Tagger
 from edgetag_train.calibration import Calibration, draw
@@ -182,7 +183,10 @@ def _shift(run: Run, data: Path, windows: Windows) -> NDArray[np.float32]:
     street = read_labels(data).of_split("train").binary()
     if not run.recipe.data.n_scenes or not len(street):  # only scenes have class priors of their own
         return np.zeros(len(outputs(ROOT)), np.float32)
-    return prior_shift(windows.labels, street, outputs(ROOT))
+    shift = prior_shift(windows.labels, street, outputs(ROOT))
+    if run.recipe.data.teacher_share:  # which speaks for the street already
+        shift[: len(SONYC_UST.coarse_ids)] = 0
+    return shift
 
 
 def _write_fp32(draft: Draft, run: Run, nets: dict[str, str], shift: NDArray[np.float32]) -> None:

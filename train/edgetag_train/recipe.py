@@ -85,6 +85,7 @@ class Fit(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         roll: whether windows are rolled in time by a random number of frames.
         band_gain_db: standard deviation of a random gain over frequency: another microphone each time.
         mask_share: largest share of mel bands, and of frames, that is blanked out in training.
+        shuffle: whether an embedding's patches come in random order: when a sound is heard says nothing.
     """
 
     table: Table
@@ -100,6 +101,7 @@ class Fit(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     roll: bool = False
     band_gain_db: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     mask_share: Share = 0.0
+    shuffle: bool = False
 
     def __post_init__(self) -> None:
         if self.table == 2 and self.precision == "bfloat16":
@@ -119,9 +121,12 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         recordings: train on the recordings of the split `train`.
         n_scenes: scenes mixed from the recordings and clips that training gets besides.
         seed: of scenes and augmentation.
+        teacher_share: what a root net is taught of a coarse tag is by this share what a pretrained tagger
+            makes of the window (`teaching.verdict`), and the label by the rest.
     """
 
     seed: Seed = 0
+    teacher_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
     agreement: Share = 0.5
     soft: bool = False
     recordings: bool = True

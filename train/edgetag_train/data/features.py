@@ -21,6 +21,7 @@ from edgetag.contract.frontend import (
     LOGMEL,
     N_FRAMES,
     N_MELS,
+    SAMPLE_RATE_HZ,
     VGGISH_LOG_OFFSET,
     VGGISH_MEL_FMAX_HZ,
     VGGISH_MEL_FMIN_HZ,
@@ -29,6 +30,7 @@ from edgetag.contract.frontend import (
 )
 from edgetag.contract.taxonomy import SONYC_UST
 from edgetag.dsp.logmel import LogMel
+from edgetag.dsp.resample import resample
 from edgetag.tagging.bundle import EMBEDDING_OUTPUT_SHAPE, PATCHES_SHAPE, OnnxNet
 from edgetag.tagging.embedding import Embedder
 from edgetag_train.data.augment import Augmentation, augment
@@ -47,8 +49,10 @@ from edgetag_train.data.sounds import (
     read_window,
 )
 from edgetag_train.data.store import Store
+from edgetag_train.teaching.teacher import Teacher
 
 MEMO = "content.json"
+EVIDENCE = "evidence"
 _LOGMEL_ROW = (N_MELS, N_FRAMES)
 _LABELS_ROW = (len(SONYC_UST.ids),)
 _PATCHES = {
@@ -103,12 +107,16 @@ class Windows:
         labels: float32 in [0, 1], NaN unknown. Shape: [n, 37]
         embedding: float32, where it was asked for. Shape: [n, 10, 128]
         digest: a hash of what they were made from.
+        evidence: float32, a teacher's logit for each coarse tag, where one was asked. Shape: [n, 8]
+        targets: what a root net is taught in place of `labels`, where that differs. Shape: [n, 37]
     """
 
     logmel: Rows
     labels: NDArray[np.float32]
     embedding: Rows | None = None
     digest: str = ""
+    evidence: NDArray[np.float32] | None = None
+    targets: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -123,11 +131,13 @@ def join(*windows: Windows) -> Windows:
     embeddings = [one.embedding for one in windows if one.embedding is not None]
     if len(embeddings) not in (0, len(windows)):
         raise ValueError("windows with an embedding and windows without one cannot be joined")
+    evidence = [one.evidence for one in windows if one.evidence is not None]
     return Windows(
         Stack(*(one.logmel for one in windows)),
         np.concatenate([one.labels for one in windows]),
         Stack(*embeddings) if embeddings else None,
         hashlib.sha256(repr([one.digest for one in windows]).encode()).hexdigest(),
+        np.concatenate(evidence) if len(evidence) == len(windows) else None,
     )
 
 
@@ -145,6 +155,7 @@ def recording_windows(
     seed: int,
     backgrounds: Sequence[Sound],
     embedding: Path | None,
+    teacher: Path | None = None,
 ) -> Windows:
     """Every recording, cut or repeated to one window, then its variants: `1 + variants` rows a recording.
 
@@ -158,10 +169,11 @@ def recording_windows(
         seed: of the variants.
         backgrounds: what is added as noise; coloured noise if empty.
         embedding: an ONNX net, `patches` [10, 96, 64] -> `embedding` [10, 128]; no embedding if absent.
+        teacher: YAMNet's file; no evidence if absent.
 
     Raises:
         InputError: the disk has no room, recordings are damaged inside (after all others were computed), or
-            `embedding` is no such net.
+            `embedding` or `teacher` is no such net.
         ValueError: labels of another number of recordings.
     """
     if len(labels) != len(dataset):
@@ -177,7 +189,7 @@ def recording_windows(
         return [Sound(window, labels[item], "") for window in windows]
 
     source = {"source": "recordings"} | _variation(augmentation, seed, backgrounds)
-    jobs = _front_ends(partial(_store, cache, source, items, n_rows), embedding)
+    jobs = _front_ends(partial(_store, cache, source, items, n_rows), embedding, teacher)
     fill(jobs, lambda: draw, "recordings")
     return _windows(jobs, np.repeat(labels.astype(np.float32), n_rows, axis=0))
 
@@ -191,6 +203,7 @@ def scene_windows(
     seed: int,
     split: Split,
     embedding: Path | None,
+    teacher: Path | None = None,
     skip_bad: bool = False,
 ) -> Windows:
     """n scenes mixed from `data`, scene k from seed + k, whatever the number of processes.
@@ -205,12 +218,12 @@ def scene_windows(
         n: how many.
         seed: of scene 0.
         split: which clips.
-        embedding: as of `recording_windows`.
+        embedding, teacher: as of `recording_windows`.
         skip_bad: mix without the street recordings that are missing or unreadable.
 
     Raises:
         InputError: the data cannot be read or holds no event to mix `train` from, the disk has no room, or
-            `embedding` is no embedding net.
+            `embedding` or `teacher` is no such net.
     """
     sounds = _sounds(data, split, cache / MEMO, skip_bad)
     if n == 0 or not sounds:
@@ -223,7 +236,7 @@ def scene_windows(
     source = {"source": "scenes", "settings": msgspec.to_builtins(settings), "sounds": sounds}
     store = partial(_store, cache, source, [str(seed + k) for k in range(n)], 1)
     labels = Job(store("labels", {}, _LABELS_ROW, np.float32), lambda: lambda window: window.labels)
-    jobs = _front_ends(store, embedding)
+    jobs = _front_ends(store, embedding, teacher)
     fill([*jobs, labels], open_source, "scenes")
     return _windows(jobs, np.array(labels.store.rows()))
 
@@ -275,14 +288,18 @@ def _store(
     return Store(cache, kind, made_from, items, n_rows, row_shape, np.dtype(dtype))
 
 
-def _front_ends(store: Callable[..., Store], embedding: Path | None) -> list[Job]:
-    """The log-mel's job, and the embedding's where there is one."""
+def _front_ends(store: Callable[..., Store], embedding: Path | None, teacher: Path | None) -> list[Job]:
+    """The log-mel's job, the embedding's and the teacher's where there are any."""
     jobs = [Job(store("logmel", msgspec.to_builtins(LOGMEL), _LOGMEL_ROW, np.float16), _logmel_rows)]
     if embedding is not None:
         net = _embedding_net(embedding)
         front_end = _PATCHES | {"net": hashlib.sha256(net).hexdigest()}
         rows = store("embedding", front_end, EMBEDDING_OUTPUT_SHAPE, np.float32)
         jobs.append(Job(rows, partial(_embedding_rows, net)))
+    if teacher is not None:
+        front_end = {"teacher": Teacher(teacher).digest}
+        rows = store(EVIDENCE, front_end, (len(SONYC_UST.coarse_ids),), np.float32)
+        jobs.append(Job(rows, partial(_evidence_rows, teacher)))
     return jobs
 
 
@@ -294,6 +311,11 @@ def _logmel_rows() -> Measure:
 def _embedding_rows(net: bytes) -> Measure:
     embedder = Embedder(OnnxNet(net, "the embedding"))
     return lambda window: embedder(window.samples)[0]
+
+
+def _evidence_rows(path: Path) -> Measure:
+    teacher = Teacher(path)
+    return lambda window: teacher.evidence(resample(window.samples, SAMPLE_RATE_HZ, VGGISH_SAMPLE_RATE_HZ))
 
 
 def _embedding_net(path: Path) -> bytes:
@@ -311,10 +333,16 @@ def _embedding_net(path: Path) -> bytes:
 
 
 def _windows(jobs: Sequence[Job], labels: NDArray[np.float32]) -> Windows:
-    stores = [job.store for job in jobs]
-    digest = hashlib.sha256(" ".join(store.digest for store in stores).encode() + labels.tobytes())
-    embedding = stores[1].rows() if len(stores) > 1 else None
-    return Windows(stores[0].rows(), labels, embedding, digest.hexdigest())
+    stores = {job.store.kind: job.store for job in jobs}
+    evidence = stores.pop(EVIDENCE, None)  # which changes what is taught, not what it is taught on
+    digest = hashlib.sha256(" ".join(store.digest for store in stores.values()).encode() + labels.tobytes())
+    return Windows(
+        stores["logmel"].rows(),
+        labels,
+        stores["embedding"].rows() if "embedding" in stores else None,
+        digest.hexdigest(),
+        None if evidence is None else np.array(evidence.rows()),
+    )
 
 
 def _no_windows(embedding: Path | None) -> Windows:

@@ -1,14 +1,19 @@
 """What a recipe trains on and is judged by, as windows."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from edgetag.contract.taxonomy import SONYC_UST
 from edgetag_train.data.augment import Augmentation
 from edgetag_train.data.dataset import Dataset, open_dataset
 from edgetag_train.data.features import Windows, join, recording_windows, scene_windows
-from edgetag_train.data.sounds import Sound, complete, read_clips, read_manifest
+from edgetag_train.data.sounds import INDEX, Sound, complete, read_clips, read_manifest
 from edgetag_train.recipe import Data
+from edgetag_train.teaching.teacher import Teacher
+from edgetag_train.teaching.verdict import fit_verdict
 
 _VALIDATION_SEED = 1_000_000
 """Held-out scenes are drawn from here on, so that no training scene shares a seed with them."""
@@ -29,6 +34,7 @@ def prepare(
     cache: Path,
     *,
     embedding: Path | None = None,
+    teacher: Path | None = None,
     validated: bool = True,
     skip_bad: bool = False,
 ) -> TrainingData:
@@ -37,6 +43,7 @@ def prepare(
     Args:
         data: folder with `annotations.csv` or `sonyc/annotations.csv`, and `clips/manifest.csv` for scenes.
         embedding: the embedding net (ONNX), for nets that take one.
+        teacher: YAMNet's file, where a root net shall be taught by it; without it, by labels alone.
         validated: whether validation windows are wanted at all.
         skip_bad: leave out missing and unreadable recordings with a warning.
 
@@ -49,7 +56,11 @@ def prepare(
     recordings = open_dataset(data, splits, skip_bad=skip_bad)  # all are looked for before any is heard
     if settings.n_scenes or (validated and settings.n_validation_scenes):
         read_manifest(data / "clips")
-    train, about = _train(settings, data, recordings.of_split("train"), cache, embedding, skip_bad)
+    streets = recordings.of_split("train")
+    train, about = _train(settings, data, streets, cache, embedding, teacher, skip_bad)
+    if teacher is not None and settings.teacher_share:
+        train, verdict = _taught(train, settings.teacher_share, streets, cache, teacher)
+        about["teacher"] = verdict
     if not validated:
         return TrainingData(train, about)
     if settings.n_validation_scenes:
@@ -76,7 +87,7 @@ def judged_recordings(
     return dataset, _judged(dataset, cache, embedding)
 
 
-def _judged(dataset: Dataset, cache: Path, embedding: Path | None) -> Windows:
+def _judged(dataset: Dataset, cache: Path, embedding: Path | None, teacher: Path | None = None) -> Windows:
     return recording_windows(
         dataset,
         cache,
@@ -85,6 +96,7 @@ def _judged(dataset: Dataset, cache: Path, embedding: Path | None) -> Windows:
         seed=0,
         backgrounds=(),
         embedding=embedding,
+        teacher=teacher,
     )
 
 
@@ -95,8 +107,46 @@ def held_out_scenes(
     return scene_windows(data, cache, settings.scenes, n=n, seed=seed, split="validate", embedding=embedding)
 
 
+def _taught(
+    train: Windows, share: float, streets: Dataset, cache: Path, teacher: Path
+) -> tuple[Windows, dict[str, Any]]:
+    """Windows with targets: the teacher's verdict on coarse tags by its share, and the labels by the rest.
+
+    What its evidence is worth is fitted to the street recordings as they are.
+    """
+    columns = [INDEX[id] for id in SONYC_UST.coarse_ids]
+    heard = _judged(streets, cache, None, teacher)
+    assert heard.evidence is not None
+    assert train.evidence is not None
+    verdict = fit_verdict(heard.evidence, heard.labels[:, columns])
+    targets, said = train.labels.copy(), verdict(train.evidence)
+    labels = train.labels[:, columns]
+    targets[:, columns] = np.where(np.isnan(labels), said, share * said + (1 - share) * labels)
+    targets = _singles(targets)
+    about = {
+        "sha256": Teacher(teacher).sha256,
+        "slopes": verdict.slopes.round(4).tolist(),
+        "intercepts": verdict.intercepts.round(4).tolist(),
+    }
+    return replace(train, targets=targets), about
+
+
+def _singles(targets: np.ndarray) -> np.ndarray:
+    """A category's only fine tag is taught what the category is. Shape: [n, 37] -> [n, 37]"""
+    for category in SONYC_UST.categories:
+        if category.single is not None:
+            targets[:, INDEX[category.single.id]] = targets[:, INDEX[category.id]]
+    return targets
+
+
 def _train(
-    settings: Data, data: Path, dataset: Dataset, cache: Path, embedding: Path | None, skip_bad: bool
+    settings: Data,
+    data: Path,
+    dataset: Dataset,
+    cache: Path,
+    embedding: Path | None,
+    teacher: Path | None,
+    skip_bad: bool,
 ) -> tuple[Windows, dict[str, Any]]:
     parts, n_recordings = [], 0
     if settings.recordings:
@@ -111,6 +161,7 @@ def _train(
                 seed=settings.seed,
                 backgrounds=_backgrounds(data, settings.augmentation),
                 embedding=embedding,
+                teacher=teacher,
             )
         )
     if settings.n_scenes:
@@ -123,6 +174,7 @@ def _train(
                 seed=settings.seed,
                 split="train",
                 embedding=embedding,
+                teacher=teacher,
                 skip_bad=skip_bad,
             )
         )

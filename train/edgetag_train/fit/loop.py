@@ -149,7 +149,7 @@ class Fitting:
         self._net.train()
         rows = train.rows[batch]
         logmel = augmented(self._rng, train.windows.logmel[rows], self._settings)
-        logits = self._logits(logmel, train.windows, rows)
+        logits = self._logits(logmel, train.windows, rows, shuffle=self._settings.shuffle)
         targets = torch.from_numpy(train.targets[batch]).to(self._device)
         loss = masked_loss(logits, targets, self._positive)
         if not torch.isfinite(loss):
@@ -161,11 +161,17 @@ class Fitting:
             self._mean.update_parameters(self._net)
         return loss.item()
 
-    def _logits(self, logmel: Tensor, windows: Windows, rows: NDArray[np.intp]) -> Tensor:
+    def _logits(
+        self, logmel: Tensor, windows: Windows, rows: NDArray[np.intp], *, shuffle: bool = False
+    ) -> Tensor:
         embedding = None
         if self._net.fusion != "none":
             assert windows.embedding is not None
-            embedding = torch.from_numpy(np.asarray(windows.embedding[rows])).to(self._device)
+            patches = np.asarray(windows.embedding[rows])
+            if shuffle:
+                order = self._rng.permuted(np.tile(np.arange(patches.shape[1]), (len(rows), 1)), axis=1)
+                patches = np.take_along_axis(patches, order[:, :, np.newaxis], axis=1)
+            embedding = torch.from_numpy(patches).to(self._device)
         reduced = self._settings.precision == "bfloat16"
         with torch.autocast(self._device.type, torch.bfloat16, enabled=reduced):
             logits: Tensor = self._net(

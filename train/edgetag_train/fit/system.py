@@ -172,7 +172,9 @@ def examples(windows: Windows, name: str, *, dummy: bool = False) -> Examples:
     columns = [INDEX[id] for id in outputs(name)]
     fine = windows.labels[:, columns]
     if name == ROOT:
-        return Examples(windows, np.arange(len(windows)), fine)
+        return Examples(
+            windows, np.arange(len(windows)), fine if windows.targets is None else windows.targets
+        )
     coarse = windows.labels[:, INDEX[coarse_id(name)]]
     known = ~np.isnan(fine).all(axis=1)
     if not dummy:
