@@ -111,6 +111,24 @@ def test_many_channels(tmp_path: Path) -> None:
         assert np.array_equal(joined(source.blocks()), frames)
 
 
+@pytest.mark.parametrize(("rate_hz", "n_channels", "most"), [(8000, 1, 8000), (48_000, 8, 8192)])
+def test_a_block_is_a_second_at_most(rate_hz: int, n_channels: int, most: int, tmp_path: Path) -> None:
+    """And no more values than stay in the cache, however many channels there are."""
+    path = tmp_path / "street.flac"
+    soundfile.write(path, np.zeros((3 * rate_hz, n_channels)), rate_hz)
+    with FileSource(path) as source:
+        assert {len(block.frames) for block in list(source.blocks())[:-1]} == {most}
+
+
+def test_flac_is_read_without_looking_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every seek would decode a frame twice."""
+    path = tmp_path / "street.flac"
+    soundfile.write(path, np.zeros(100_000), 8000)
+    monkeypatch.setattr(soundfile.SoundFile, "seek", lambda *_: pytest.fail("it was sought"))
+    with FileSource(path) as source:
+        assert sum(len(block.frames) for block in source.blocks()) == 100_000
+
+
 def test_a_file_is_never_in_memory_as_a_whole(tmp_path: Path) -> None:
     """Forty megabytes of samples pass through less than one."""
     path = written(tmp_path / "long.flac", np.zeros((10_000_000, 1), np.float32), 48_000)

@@ -25,7 +25,7 @@ from edgetag.capture.source import Block, DamagedAudio, check_stream
 from edgetag.capture.stderr import stderr_silenced
 from edgetag.contract.errors import InputError
 
-BLOCK_FRAMES = 2**14  # every call of libsndfile seeks, and costs as much as decoding some hundred frames
+BLOCK_S, BLOCK_VALUES = 1.0, 2**16  # at most; every call costs as much as decoding some hundred frames
 MP3_BLOCK_FRAMES = 2**12  # fixed: the decoder's last bit depends on how much is asked of it at once
 PIPE_BLOCK_S = 0.1
 
@@ -45,6 +45,17 @@ def open_recording(path: str) -> "FileSource | StdinSource":
     if sys.stdin is None:
         raise InputError(f"standard input is closed; {_STDIN_HELP}")
     return StdinSource(sys.stdin.buffer)
+
+
+class _Forward(soundfile.SoundFile):  # type: ignore[misc]
+    """Read from its beginning to its end.
+
+    soundfile seeks after every read where a file lets it. In FLAC that decodes a frame again, for nothing;
+    of a damaged OGG it saves more.
+    """
+
+    def seekable(self) -> bool:
+        return bool(self.format != "FLAC" and super().seekable())
 
 
 class FileSource:
@@ -111,7 +122,9 @@ class FileSource:
     def _read(self) -> tuple[NDArray[np.float32], bool]:
         """The next frames, and whether they are the last: the end, or the decoder failed after them."""
         is_mp3 = self._sound.format == "MP3"
-        n_frames = MP3_BLOCK_FRAMES if is_mp3 else BLOCK_FRAMES
+        n_frames = min(int(BLOCK_S * self.rate_hz), BLOCK_VALUES // self.n_channels)
+        if is_mp3:
+            n_frames = MP3_BLOCK_FRAMES
         frames = np.full((n_frames, self.n_channels), np.nan, np.float32)
         with stderr_silenced() if is_mp3 else contextlib.nullcontext():
             try:
@@ -355,7 +368,7 @@ def _open_decoder(file: io.FileIO, name: str) -> soundfile.SoundFile:
         for target in targets:
             file.seek(0)
             with contextlib.suppress(soundfile.LibsndfileError):
-                return soundfile.SoundFile(target, closefd=False)
+                return _Forward(target, closefd=False)
     file.seek(0)
     empty = os.fstat(file.fileno()).st_size == 0
     found = "the file is empty" if empty else "no audio is found in it"
