@@ -189,6 +189,7 @@ def take_over(
         watch.refused(str(error))
         return False
     stream.tagger, stream.conditions = outcome.tagger, outcome.conditions
+    stream.tagger.bundle = stream.tagger.bundle.without_windows()
     _log.warning("bundle.replaced", by=stream.tagger.bundle.model, was=was.bundle.model)
     for sound in sounds.change(rules, outcome.names) if sounds else ():
         sink.sound(sound)

@@ -9,12 +9,14 @@ from typing import Literal
 
 import msgspec
 
+from edgetag import heap
 from edgetag.contract.event import AudioHealth, BundleHealth, DeliveryHealth, Health, LoadHealth, timestamp
 from edgetag.state import nearest_existing, state_directory
 from edgetag.tagging.machine import resident_bytes
 from edgetag.tagging.stream import EventStream
 
 INTERVAL_S = 60.0
+TRIM_S = 3600.0
 THERMAL_ZONES = Path("/sys/class/thermal")
 
 
@@ -25,6 +27,7 @@ class HealthWatch:
         stream: whose events are counted, and whose bundle hears.
         monotonic: seconds that no clock step touches.
         wall: seconds since 1970.
+        trim: gives back memory that lies idle.
     """
 
     def __init__(
@@ -32,12 +35,14 @@ class HealthWatch:
         stream: EventStream,
         monotonic: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
+        trim: Callable[[], None] = heap.trim,
     ) -> None:
         self._stream = stream
+        self._trim = trim
         self._monotonic = monotonic
         self._wall = wall
         self._started_s = monotonic()
-        self._due_s = self._started_s + INTERVAL_S
+        self._due_s = self._trim_s = self._started_s + INTERVAL_S
         self.bundle = self._bundle("ok")
 
     @property
@@ -48,12 +53,12 @@ class HealthWatch:
     def took_over(self) -> None:
         """Another bundle hears from now on: the next health is due."""
         self.bundle = self._bundle("ok")
-        self._due_s = self._monotonic()
+        self._due_s = self._trim_s = self._monotonic()
 
     def refused(self, reason: str) -> None:
         """Another bundle was to take over, and was refused: the next health is due."""
         self.bundle = self._bundle("refused", reason)
-        self._due_s = self._monotonic()
+        self._due_s = self._trim_s = self._monotonic()
 
     def health(
         self,
@@ -63,10 +68,13 @@ class HealthWatch:
         delivery: DeliveryHealth | msgspec.UnsetType = msgspec.UNSET,
         clock_steps: int = 0,
     ) -> Health:
-        """How things are now; the next is due a minute later."""
+        """How things are now; the next is due a minute later.
+
+        Then memory is trimmed, if it is the first, if another bundle was loaded, or if it was an hour ago.
+        """
         now_s = self._monotonic()
         self._due_s = now_s + INTERVAL_S
-        return Health(
+        health = Health(
             sensor=self._stream.sensor,
             boot=self._stream.boot,
             at=timestamp(self._wall()),
@@ -82,6 +90,10 @@ class HealthWatch:
             disk_free_mb=_or_unset(disk_free_mb(state_directory())),
             temperature_c=_or_unset(temperature_c()),
         )
+        if now_s >= self._trim_s:
+            self._trim_s = now_s + TRIM_S
+            self._trim()
+        return health
 
     def _bundle(self, state: Literal["ok", "refused"], reason: str = "") -> BundleHealth:
         return BundleHealth(self._stream.tagger.bundle.model, state, reason, timestamp(self._wall()))

@@ -94,6 +94,9 @@ def run(
 
     Example: edgetag run --mic
     """
+    from edgetag import heap
+
+    heap.begin_loading()
     from edgetag.capture.devices import load_portaudio
     from edgetag.capture.microphone import Microphone
     from edgetag.capture.portaudio import opener
@@ -127,6 +130,8 @@ def run(
     with reader_may_leave(), ExitStack() as stack:
         replacement = stack.enter_context(replaced_on_hangup(loader, patience_s=LOADING_S))
         loaded, refusal = loader.load_or_previous()
+        loaded.tagger.bundle = loaded.tagger.bundle.without_windows()
+        heap.begin_hearing()
         stream = EventStream(
             loaded.tagger,
             sensor=check_sensor(settings.sensor.id or own_name()),

@@ -1,5 +1,6 @@
 """Loading a bundle: whatever is not exactly what the manifest states is refused with one sentence."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import yaml
 from edgetag import Tagger
 from edgetag.contract.errors import BundleError
 from edgetag.contract.manifest import VARIANTS, Variant
-from edgetag.tagging.bundle import load_bundle
+from edgetag.tagging.bundle import OnnxNet, load_bundle
 from fakes_bundle import constant_net, edit_manifest, file_entry, write_bundle
 
 ROOT_37 = [0.9] + [0.1] * 36
@@ -40,6 +41,27 @@ def test_a_whole_bundle_loads(bundle: Path) -> None:
     assert loaded.variant == "fp32"
     assert loaded.model.startswith("constant@sha256:")
     assert set(loaded.branches) == {"1"}
+
+
+def test_a_net_keeps_no_copy_of_its_file() -> None:
+    data = constant_net(ROOT_37)
+    n_references = sys.getrefcount(data)
+    net = OnnxNet(data, "net")
+    assert sys.getrefcount(data) == n_references
+    assert net.outputs == {"probability": (1, 37)}
+
+
+def test_a_bundle_that_has_passed_needs_no_golden_windows(bundle: Path) -> None:
+    """They are its greatest part in memory but for the nets; all else stays."""
+    loaded = Tagger.load(bundle).bundle
+    lean = loaded.without_windows()
+    assert lean.golden.pcm.base is None
+    assert lean.golden.pcm.shape == (0, 441_000)
+    assert (lean.model, lean.nets, lean.golden.expected) == (
+        loaded.model,
+        loaded.nets,
+        loaded.golden.expected,
+    )
 
 
 CASES: dict[str, tuple[Callable[[Path], object], str]] = {

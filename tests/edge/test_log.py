@@ -4,6 +4,7 @@ import datetime
 import json
 import logging
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,3 +88,10 @@ def test_a_log_that_cannot_be_written_ends_nothing(monkeypatch: pytest.MonkeyPat
         assert b"somebody reads" in os.read(read_end, 1000)
         os.close(read_end)
         os.close(write_end)
+
+
+def test_what_a_sensor_imports_to_log_has_no_rich_in_it() -> None:
+    """Which can be imported all the same, by whoever needs it."""
+    code = "import edgetag.cli, sys; print('rich' in sys.modules); import rich.console"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "False\n"

@@ -120,6 +120,12 @@ def test_a_new_bundle_takes_over_between_two_windows(old: Path, new: Path) -> No
     assert (health.bundle.model, health.bundle.state, health.windows) == (models[1], "ok", 2)
 
 
+def test_a_bundle_that_has_taken_over_keeps_no_golden_windows(old: Path, new: Path) -> None:
+    tagger = Tagger.load(new)
+    heard(old, lambda: tagger)
+    assert len(tagger.bundle.golden.pcm) == 0
+
+
 def damaged() -> Tagger:
     raise BundleError("root.onnx is damaged or was altered")
 
@@ -193,6 +199,28 @@ def test_health_is_due_every_minute(old: Path) -> None:
     health = watch.health()
     assert health.bundle.state == "refused"
     assert health.rss_mb > 10
+
+
+def test_memory_is_trimmed_when_something_may_lie_idle(old: Path) -> None:
+    """
+    minute   1 … 5 … 8 … 68 … 128
+    bundle       x   x               another takes over, or is refused
+    trimmed  t   t   t    t     t    at first, then, and after an hour
+    """
+    now, trimmed = [0.0], []
+    watch = HealthWatch(
+        EventStream(Tagger.load(old), sensor="test"),
+        monotonic=lambda: now[0],
+        trim=lambda: trimmed.append(round(now[0] / INTERVAL_S)),
+    )
+    for minute in range(1, 130):
+        now[0] = minute * INTERVAL_S
+        if minute == 5:
+            watch.took_over()
+        if minute == 8:
+            watch.refused("no")
+        watch.health()
+    assert trimmed == [1, 5, 8, 68, 128]
 
 
 # -- the process, under load ---------------------------------------------------------------------------------
