@@ -80,6 +80,14 @@ def test_the_faintest_converter_noise_is_not_silence() -> None:
     assert not is_silent((np.arange(WINDOW) % 2 / 32768).astype(np.float32))
 
 
+@pytest.mark.parametrize("place", [0, 5_000, WINDOW - 1])
+def test_one_sample_is_enough_to_be_no_silence(place: int) -> None:
+    """Wherever it is."""
+    samples = np.zeros(WINDOW, np.float32)
+    samples[place] = 0.1
+    assert not is_silent(samples)
+
+
 def test_a_recording_nearly_a_window_long_is_tagged(tagger: Tagger) -> None:
     """9.5 s: one window, whose `valid` says how much was audio."""
     (event,) = tagger.tag(noise(round(9.5 * RATE_HZ)), RATE_HZ)

@@ -26,6 +26,7 @@ from edgetag.tagging.stream import EventStream
 
 DEFAULT_HOP_S = 5.0
 DEFAULT_EMBEDDING_HOP_S = 5 * PATCH_SAMPLES / SAMPLE_RATE_HZ  # 4.8
+_GLANCE = SAMPLE_RATE_HZ // 10
 _LATEST_START_S = 253_370_764_800.0  # 9999-01-01
 Features = dict[str, NDArray[np.float32]]
 
@@ -247,8 +248,11 @@ def _rounded(probabilities: dict[str, float]) -> dict[str, float]:
 
 
 def is_silent(samples: NDArray[np.float32]) -> bool:
-    """Whether a window is digital silence (or a constant): nothing a microphone ever delivers."""
-    return float(samples.max() - samples.min()) < 2 * SILENCE_PEAK
+    """Whether a window is digital silence (or a constant): nothing a microphone ever delivers.
+
+    As a rule its first tenth of a second tells.
+    """
+    return all(float(some.max() - some.min()) < 2 * SILENCE_PEAK for some in (samples[:_GLANCE], samples))
 
 
 def hop_samples(hop_s: float) -> int:
