@@ -132,3 +132,19 @@ def test_what_a_late_reader_finds_behind_a_block_had_come_with_it() -> None:
     for k in range(5):
         pace.note(800, 10.5, n_pending=800 * (4 - k))
         assert pace.time_of(0) == pytest.approx(10.0)
+
+
+@settings(max_examples=30)
+@given(st.lists(st.tuples(st.integers(1, 60), st.floats(0, 1), st.integers(0, 20_000)), max_size=12))
+def test_who_asks_often_is_told_what_who_asks_once_is(stretches: list[tuple[int, float, int]]) -> None:
+    """Whatever comes late or is lost in between, by the device's word or without."""
+    often, once = Pace(RATE_HZ), Pace(RATE_HZ)
+    t_s = 0.0
+    for n_blocks, pause_s, n_lost in stretches:
+        t_s += pause_s + n_lost / RATE_HZ
+        for k in range(n_blocks):
+            t_s += BLOCK / RATE_HZ
+            for pace in often, once:
+                pace.note(BLOCK, t_s, overflowed=n_lost > 10_000 and k == 0)
+            often.time_of(often.frame)
+        assert often.time_of(often.frame) == once.time_of(once.frame)

@@ -64,6 +64,7 @@ class Pace:
         self.fault = ""
         self._buckets: deque[_Bucket] = deque(maxlen=_N_BUCKETS)
         self._open: list[_Bucket] = []  # the blocks of the second under way
+        self._earliest: _Bucket | None = None  # of those that say when a frame was delivered, once known
         self._level: _Bucket | None = None  # the last second whose delay was the device's own
         self._behind: list[float] = []
         self._n_dropped = 0  # as the device says
@@ -93,6 +94,7 @@ class Pace:
                 self._lose(n_dropped)
             elif len(self._behind) == _N_CONFIRM:
                 self._lose(round(min(self._behind) * self.rate_hz))
+                self._earliest = None
                 self._buckets.clear()  # nobody knows when in these seconds it was lost
                 self._open.clear()
             first_frame = self.frame
@@ -108,8 +110,16 @@ class Pace:
         """
         with self._lock:
             rate_hz = self.measured_hz or self.rate_hz
-            known = list(self._buckets)[-_N_TIME:] or self._open
-            return min(bucket.t_s + (frame - bucket.frame) / rate_hz for bucket in known)
+            earliest = self._earliest or self._find_earliest(rate_hz)
+            return earliest.t_s + (frame - earliest.frame) / rate_hz
+
+    def _find_earliest(self, rate_hz: float) -> _Bucket:
+        """The one that came least late; it stays the same until another second is over."""
+        known = list(self._buckets)[-_N_TIME:] or self._open
+        earliest = min(known, key=lambda bucket: bucket.t_s - bucket.frame / rate_hz)
+        if self._buckets:
+            self._earliest = earliest
+        return earliest
 
     def _lose(self, n_frames: int) -> None:
         self.lost += n_frames
@@ -133,6 +143,7 @@ class Pace:
         self._open.append(_Bucket(t_s - frame / self.rate_hz, t_s, passed, frame))
 
     def _close_bucket(self) -> None:
+        self._earliest = None
         self._buckets.append(min(self._open, key=_delay_s))
         self._open.clear()
         if len(self._buckets) > 1:
