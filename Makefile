@@ -14,7 +14,7 @@ N_INSTALLED := dpkg-query --show --showformat='$${db:Status-Abbrev}\n' $(SYSTEM_
 EMULATION_PACKAGES := qemu-user-static debootstrap ca-certificates wget
 
 .NOTPARALLEL:
-.PHONY: demo test test-system soak lint format bench schema archive system-packages emulators clean
+.PHONY: demo test test-system soak lint format bench starter schema archive system-packages emulators clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/edgetag demo
@@ -45,6 +45,12 @@ format: $(VENV)/test.stamp
 bench: $(VENV)/test.stamp system-packages
 	$(PIP) --requirement tests/bench/requirements.txt || echo "LiteRT could not be installed; YAMNet will be left out"
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m bench.side_by_side $(BENCH)
+
+# The bundle that ships, anew, in hours: into $(OUT)/bundle, from the local data folder.
+OUT ?= starter
+starter: $(VENV)/test.stamp
+	$(PIP) --editable '.[teach]'
+	train/starter.sh "$${EDGETAG_SHARED:-../shared}/audio" "$${EDGETAG_SHARED:-../shared}/peers/yamnet.tflite" $(OUT)
 
 schema: $(VENV)/demo.stamp
 	$(BIN)/python -m edgetag.contract deploy/schema
