@@ -81,8 +81,7 @@ class Draft:
                 **msgspec.structs.asdict(file_entry(self.folder / "golden.npz")),
                 tolerance={variant: GOLDEN_TOLERANCE[variant] for variant in variants},
             ),
-            thresholds=dict.fromkeys(SONYC_UST.ids, 0.5),
-            **(self.stated | stated),
+            **({"thresholds": dict.fromkeys(SONYC_UST.ids, 0.5)} | self.stated | stated),
         )
         manifest.check()
         (self.folder / MANIFEST_NAME).write_bytes(dump_yaml(msgspec.to_builtins(manifest)))

@@ -3,7 +3,7 @@
 A bundle is asked as a sensor asks it. A run's nets are asked in torch, under the same cascade.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,9 @@ from edgetag_train.predictions import LEVELS, figures, read_predictions
 
 N_COARSE = len(SONYC_UST.coarse_ids)
 N_SCENES = 200
+N_QUIET = 360
+N_BOOTSTRAP = 500
+BOOTSTRAP_SEED = 1
 SCENES = "scenes"
 _SCENES_SEED = 2_000_000
 """Other scenes than those that a fit chooses its best epoch by."""
@@ -52,18 +55,29 @@ def predict(tagger: Tagger, windows: Iterable[NDArray[np.float32]]) -> NDArray[n
     return np.array(scores, np.float32)
 
 
-def report(truth: NDArray[np.float32], scores: NDArray[np.float32], threshold: float = 0.5) -> dict[str, Any]:
+def report(
+    truth: NDArray[np.float32], scores: NDArray[np.float32], thresholds: Mapping[str, float] | None = None
+) -> dict[str, Any]:
     """Coarse figures as a manifest states them, rounded to four digits.
 
-    `named` is the share of the tags present that scored above `threshold`; `mostly_named` the share of the
-    recordings with any tag of which more than half were named. What has no value, for want of a tag in the
-    truth, is None. Ties are ordered by threshold, so that the figures are the same on every machine.
+    `named` is the share of the tags present that scored above their threshold; `mostly_named` the share of
+    the recordings with any tag of which more than half were named; `coarse_f1_at_thresholds` the micro F1 of
+    what is named. `interval_95` has, of the micro and macro figures, the middle 95 % of a bootstrap over
+    recordings. What has no value, for want of a tag in the truth, is None. Ties are ordered by threshold, so
+    that the figures are the same on every machine.
+
+    Args:
+        truth, scores: as of `evaluate`.
+        thresholds: by coarse id; 0.5 where there is none.
 
     Shape: truth, scores [n, 37]
     """
     coarse = evaluate(truth, scores, "coarse", ties="threshold")
+    stated = thresholds or {}
+    above = scores[:, :N_COARSE] > [np.float32(stated.get(id, 0.5)) for id in SONYC_UST.coarse_ids]
     present = truth[:, :N_COARSE] == 1
-    named = present & (scores[:, :N_COARSE] > threshold)
+    named = present & above
+    judged = above & ~np.isnan(truth[:, :N_COARSE])
     tagged = present.any(axis=1)
     mostly = named[tagged].sum(axis=1) > present[tagged].sum(axis=1) / 2
     return {
@@ -73,9 +87,26 @@ def report(truth: NDArray[np.float32], scores: NDArray[np.float32], threshold: f
         "coarse_macro_auprc": _rounded(coarse.macro_auprc),
         "coarse_class_auprc": {id: round(value, 4) for id, value in coarse.class_auprc.items()},
         "classes_without_positives": coarse.classes_without_positives,
+        "coarse_f1_at_thresholds": _rounded(2 * named.sum() / (judged.sum() + present.sum()))
+        if present.any()
+        else None,
+        "interval_95": _intervals(truth, scores),
         "named": _rounded(named.sum() / present.sum()) if present.any() else None,
         "mostly_named": _rounded(mostly.mean()) if tagged.any() else None,
     }
+
+
+def _intervals(truth: NDArray[np.float32], scores: NDArray[np.float32]) -> dict[str, list[float]]:
+    """Of the coarse figures, over recordings drawn with replacement; draws without any tag are left out."""
+    rng = np.random.default_rng(BOOTSTRAP_SEED)
+    found: dict[str, list[float]] = {"micro_auprc": [], "micro_f1": [], "macro_auprc": []}
+    for _ in range(N_BOOTSTRAP if len(truth) else 0):
+        rows = rng.integers(len(truth), size=len(truth))
+        drawn = evaluate(truth[rows], scores[rows], "coarse", ties="threshold")
+        for name, values in found.items():
+            values.append(getattr(drawn, name))
+    ends = {name: np.nanquantile(values, (0.025, 0.975)) for name, values in found.items() if values}
+    return {f"coarse_{name}": np.round(pair, 4).tolist() for name, pair in ends.items()}
 
 
 def _rounded(figure: float) -> float | None:
@@ -232,6 +263,23 @@ def scene_scores(tagger: Tagger, data: Path, settings: SceneSettings, seed: int)
 
     scores = predict(tagger, scenes())
     return Scored(tuple(f"scene-{k}" for k in range(N_SCENES)), np.stack(truth), scores)
+
+
+def quiet_scores(tagger: Tagger, data: Path, settings: SceneSettings) -> NDArray[np.float32] | None:
+    """A bundle's probabilities of an hour of background: held-out clips that hold none of the tags, mixed.
+
+    None where there are no clips, or too few to hold any out. Shape: -> [360, 37]
+
+    Raises:
+        InputError: the clips cannot be read.
+    """
+    if not (data / "clips" / "manifest.csv").exists():
+        return None
+    events, backgrounds = read_clips(data / "clips", "validate")
+    if not (events and backgrounds):
+        return None
+    mixer = SceneMixer(Library(events, backgrounds, ()), settings)
+    return predict(tagger, (mixer.backdrop(_SCENES_SEED + k) for k in range(N_QUIET)))
 
 
 def scene_report(scored: Scored) -> dict[str, float | None]:

@@ -42,7 +42,14 @@ from edgetag_train.data.training import TrainingData, hears_clips, prepare
 from edgetag_train.deploy import Deployed, prior_shift
 from edgetag_train.draft import GOLDEN_TOLERANCE, Draft, golden_feeds, golden_windows
 from edgetag_train.embedding import Embedding
-from edgetag_train.evaluate import Scored, bundle_scores, report, scene_report, scene_scores
+from edgetag_train.evaluate import (
+    Scored,
+    bundle_scores,
+    quiet_scores,
+    report,
+    scene_report,
+    scene_scores,
+)
 from edgetag_train.fit.run import (
     ROOT,
     Run,
@@ -132,7 +139,13 @@ def export_run(
     prepared = _prepared(run, data, cache, embedding, skip_bad=skip_bad)
     judges = _Judges(run, data, skip_bad)
     cascade = Cascade(policy, run.recipe.cascade.threshold)
-    stated = {"name": run.recipe.name, "fusion": run.recipe.fusion, "cascade": cascade, **about}
+    stated = {
+        "name": run.recipe.name,
+        "fusion": run.recipe.fusion,
+        "cascade": cascade,
+        "thresholds": run.recipe.all_thresholds,
+        **about,
+    }
     with replaced(out) as folder:
         draft = Draft(folder, {name: len(outputs(name)) for name in nets}, embedding, stated)
         _write_fp32(draft, run, nets, _shift(run, data, prepared.train))
@@ -147,7 +160,9 @@ def export_run(
             hasten(draft.path(net, "fp32"))
         for variant in set(VARIANTS) - set(variants):
             draft.drop(variant)
-        metrics = _metrics(scored[variants[-1]])
+        metrics = _metrics(scored[variants[-1]], run.recipe.all_thresholds)
+        if quiet := _quiet_hour(folder, variants[-1], run, data):
+            metrics["false_alarms_in_an_hour_of_background"] = quiet
         draft.state(variants, metrics=metrics, parity=parity, training=_training(run, data, note))
         for variant in variants:
             Tagger.load(folder, variant)
@@ -271,8 +286,17 @@ def _refuse_or_warn(parity: Parity, *, force: bool) -> None:
     log.warning(said)
 
 
-def _metrics(scored: dict[str, Scored]) -> dict[str, Any]:
-    metrics = report(scored[SPLIT].truth, scored[SPLIT].scores)
+def _quiet_hour(bundle: Path, variant: Variant, run: Run, data: Path) -> dict[str, int] | None:
+    scores = quiet_scores(Tagger.load(bundle, variant), data, run.recipe.data.scenes)
+    if scores is None:
+        return None
+    thresholds = np.array([run.recipe.all_thresholds[id] for id in SONYC_UST.ids], np.float32)
+    n_active = (scores > thresholds).sum(axis=0).tolist()
+    return {id: n for id, n in zip(SONYC_UST.ids, n_active, strict=True) if n}
+
+
+def _metrics(scored: dict[str, Scored], thresholds: dict[str, float]) -> dict[str, Any]:
+    metrics = report(scored[SPLIT].truth, scored[SPLIT].scores, thresholds)
     if SCENES in scored:
         metrics["held_out_clips"] = scene_report(scored[SCENES])
     return metrics

@@ -10,6 +10,7 @@ import yaml
 
 from edgetag.contract.errors import InputError
 from edgetag.contract.manifest import Cascade
+from edgetag.contract.taxonomy import SONYC_UST
 from edgetag_train.data.augment import Augmentation
 from edgetag_train.data.scenes import SceneSettings
 from edgetag_train.models.cnn import CONV_DROPOUT, FC_DROPOUT, Fusion, Table
@@ -148,6 +149,9 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         root_checkpoint: which of the root's two best checkpoints the system stands on.
         branch: how each branch net is trained; without it the root speaks for the fine tags, and either
             checkpoint is a system of its own (the paper's CNN+VGGish1 and CNN+VGGish2).
+        without_branches: categories that get none, for want of recordings: the root speaks for their kinds.
+        thresholds: above which a tag counts as active on a sensor; by tag id, or for all of a level
+            (`coarse`, `fine`); 0.5 where none is stated.
         branch_negatives: `none` = a branch learns from its own category's windows only; `dummy` = from
             all of them, with one more output "not this category" that is dropped at export.
     """
@@ -159,8 +163,23 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     root: Fit
     root_checkpoint: RootCheckpoint = "coarse"
     branch: Fit | None = None
+    without_branches: tuple[str, ...] = ()
+    thresholds: dict[str, Annotated[float, msgspec.Meta(ge=0, le=1)]] = {}
     branch_negatives: Literal["none", "dummy"] = "none"
     cascade: Cascade = msgspec.field(default_factory=Cascade)
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.without_branches) - set(SONYC_UST.branch_ids):
+            raise ValueError(f"without_branches names {sorted(unknown)[0]!r}, which has no branch")
+        if unknown := set(self.thresholds) - {"coarse", "fine", *SONYC_UST.ids}:
+            raise ValueError(f"thresholds name {sorted(unknown)[0]!r}, which is no tag")
+
+    @property
+    def all_thresholds(self) -> dict[str, float]:
+        """Every tag's threshold by id."""
+        levels = {"coarse": SONYC_UST.coarse_ids, "fine": SONYC_UST.fine_ids}
+        of_level = {id: self.thresholds.get(name, 0.5) for name, ids in levels.items() for id in ids}
+        return {id: self.thresholds.get(id, of_level[id]) for id in SONYC_UST.ids}
 
     @property
     def keeps_two(self) -> bool:

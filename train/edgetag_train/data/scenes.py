@@ -98,6 +98,11 @@ class SceneMixer:
         samples = _tilted(samples, rng.uniform(-6.0, 6.0))
         return samples / max(1.0, float(np.abs(samples).max())), labels
 
+    def backdrop(self, seed: int) -> Samples:
+        """Background clips alone, as scenes have them. Shape: -> [441000] with peak at most 1"""
+        samples = self._backdrop(np.random.default_rng(seed)).samples
+        return samples / max(1.0, float(np.abs(samples).max()))
+
     def _street(self, rng: np.random.Generator) -> Sound:
         recording = choice(rng, self._library.recordings)
         rolled = np.roll(recording.samples, int(rng.integers(WINDOW_SAMPLES)))

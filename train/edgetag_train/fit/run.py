@@ -95,8 +95,10 @@ def outputs(net: str) -> tuple[str, ...]:
 
 def net_names(recipe: Recipe) -> tuple[str, ...]:
     """`root`, then the branches in taxonomy order, if the recipe has any."""
-    branches = (f"{_BRANCH}{id}" for id in SONYC_UST.branch_ids) if recipe.branch else ()
-    return (ROOT, *branches)
+    if recipe.branch is None:
+        return (ROOT,)
+    ids = (id for id in SONYC_UST.branch_ids if id not in recipe.without_branches)
+    return (ROOT, *(f"{_BRANCH}{id}" for id in ids))
 
 
 def checkpoints(recipe: Recipe, net: str) -> tuple[str, ...]:
