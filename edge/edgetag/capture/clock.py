@@ -4,6 +4,7 @@ import ctypes
 import sys
 import time
 from collections.abc import Callable
+from functools import cache
 
 _TIME_OK_STATES = range(
     5
@@ -35,14 +36,24 @@ class _TimexHead(ctypes.Structure):
 
 def kernel_clock_synced() -> bool:
     """True when the kernel says that something keeps the clock in step; False when not, or when unknown."""
-    if not sys.platform.startswith("linux"):
+    libc = _libc()
+    if libc is None:
         return False
     timex = _TimexHead()
-    try:
-        state = ctypes.CDLL(None).adjtimex(ctypes.byref(timex))
-    except (OSError, AttributeError):
-        return False
+    state = libc.adjtimex(ctypes.byref(timex))
     return state in _TIME_OK_STATES and not timex.status & _STA_UNSYNC
+
+
+@cache
+def _libc() -> ctypes.CDLL | None:
+    """The C library, if it is one with adjtimex; opened once, for each time would leave garbage of cycles."""
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        libc = ctypes.CDLL(None)
+    except OSError:
+        return None
+    return libc if hasattr(libc, "adjtimex") else None
 
 
 class SystemTime:
