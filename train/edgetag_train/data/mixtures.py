@@ -71,10 +71,11 @@ def at_16_khz(sounds: Iterable[Sound]) -> list[tuple[Samples, str]]:
 
 
 def read_folder(folder: Path, seed: int) -> list[tuple[Samples, str]]:
-    """Sounds of all files in a folder and below, a group for each folder directly in it.
+    """Sounds of all files in each folder directly in `folder` and below, a group for each; or, where it holds
+    no folder, of its own files.
 
     At most 500 files of a group are read, and at most 12 s of each, both drawn by `seed`; what is not audio,
-    shorter than 0.2 s, or silent, is passed over. Levels are made the same, peak 0.5.
+    a link, shorter than 0.2 s, silent, or not finite, is passed over. Levels are made the same, peak 0.5.
 
     Raises:
         InputError: there is no folder, or no sound in it.
@@ -82,7 +83,7 @@ def read_folder(folder: Path, seed: int) -> list[tuple[Samples, str]]:
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder of sounds")
     found: list[tuple[Samples, str]] = []
-    for group in sorted(path for path in folder.iterdir() if path.is_dir()) or [folder]:
+    for group in sorted(filter(_is_folder, folder.iterdir())) or [folder]:
         rng = np.random.default_rng(seed)
         files = sorted(file for file in group.rglob("*") if _is_sound(file))
         order = rng.permutation(len(files))[:MAX_FILES]
@@ -91,6 +92,10 @@ def read_folder(folder: Path, seed: int) -> list[tuple[Samples, str]]:
     if not found:
         raise InputError(f"{folder} holds no sound; give folders of {', '.join(sorted(AUDIO_SUFFIXES))}")
     return found
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
 
 def _is_sound(file: Path) -> bool:
@@ -107,7 +112,7 @@ def _read_excerpt(file: Path, rng: np.random.Generator) -> Samples | None:
     except (soundfile.SoundFileError, OSError):
         return None
     mono = soxr.resample(samples.mean(axis=1, dtype=np.float32), rate_hz, RATE_HZ)
-    if len(mono) < MIN_SAMPLES or not (peak := float(np.abs(mono).max())) > _MIN_PEAK:
+    if len(mono) < MIN_SAMPLES or not _MIN_PEAK < (peak := float(np.abs(mono).max())) < np.inf:
         return None
     return mono * np.float32(0.5 / peak)
 
@@ -127,7 +132,10 @@ class Mixer:
         self._further = further if len(further) else clips
 
     def mixture(self, seed: int) -> Samples:
-        """One mixture. Shape: -> [160000] at 16 kHz, peak at most 1"""
+        """One mixture. Its peak is at most 1, but of a street recording as it is, which keeps its level.
+
+        Shape: -> [160000] at 16 kHz
+        """
         rng = np.random.default_rng(seed)
         if rng.random() < 0.12:
             street = self._street(rng) * np.float32(10 ** (rng.normal(0, 3) / 20))
