@@ -79,9 +79,10 @@ class Teaching:
 
         Raises:
             Stopped: asked to; the last whole epoch is in `kept`.
+            InputError: `kept` is damaged.
         """
         if kept.exists():
-            self._restore(states.load(kept))
+            self._restore(kept)
         while self._epoch < self._lesson.epochs:
             loss = self._teach_epoch(stop)
             self._epoch += 1
@@ -138,8 +139,12 @@ class Teaching:
             "schedule": self._schedule.state_dict(),
         }
 
-    def _restore(self, state: dict[str, Any]) -> None:
-        self._epoch = state["epoch"]
-        self.pupil.load_state_dict(state["pupil"])
-        self._optimiser.load_state_dict(state["optimiser"])
-        self._schedule.load_state_dict(state["schedule"])
+    def _restore(self, kept: Path) -> None:
+        state = states.load(kept)
+        try:
+            self._epoch = state["epoch"]
+            self.pupil.load_state_dict(state["pupil"])
+            self._optimiser.load_state_dict(state["optimiser"])
+            self._schedule.load_state_dict(state["schedule"])
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:  # a state, but not this pupil's
+            raise states.damaged(kept, error) from error

@@ -9,7 +9,6 @@ AudioSet's.
 
 import csv
 import hashlib
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +35,10 @@ _LEAST = 1e-5
 class Teacher:
     """YAMNet's TensorFlow Lite file, the class map beside it.
 
+    Attributes:
+        columns: which of its scores speak for each coarse tag.
+        sha256: of the file.
+
     Raises:
         InputError: a file is missing or is not YAMNet's, or LiteRT is not installed.
     """
@@ -45,18 +48,17 @@ class Teacher:
             from ai_edge_litert.interpreter import Interpreter
         except ImportError:
             raise InputError("LiteRT is not installed: pip install 'edgetag[teach]'") from None
-        self._path = model
-        self.names = _names(model.with_name(CLASS_MAP))
+        self.columns = _columns(model.with_name(CLASS_MAP))
         try:
             self.sha256 = hashlib.sha256(model.read_bytes()).hexdigest()
             self._net = Interpreter(str(model), num_threads=1)
         except (OSError, ValueError) as error:
             raise InputError(f"{model} cannot be read as a TensorFlow Lite model ({error})") from error
-        (given,), (found,) = self._net.get_input_details(), self._net.get_output_details()
-        if (*given["shape"], *found["shape"]) != (FRAME_SAMPLES, 1, N_SCORES):
+        given, found = self._net.get_input_details(), self._net.get_output_details()
+        if [tuple(one["shape"]) for one in (*given, *found)] != [(FRAME_SAMPLES,), (1, N_SCORES)]:
             raise InputError(f"{model} is not YAMNet: 15,600 samples in and 521 scores out are expected")
         self._net.allocate_tensors()
-        self._given, self._found = given["index"], found["index"]
+        self._given, self._found = given[0]["index"], found[0]["index"]
 
     @property
     def digest(self) -> str:
@@ -74,16 +76,22 @@ class Teacher:
             scores[number] = self._net.get_tensor(self._found)[0]
         return np.log((scores + _LEAST) / (1 - scores + _LEAST))
 
-    @cached_property
-    def columns(self) -> tuple[NDArray[np.intp], ...]:
-        """Which of its scores speak for each coarse tag."""
-        stated = load_yaml(_CLASSES.read_bytes())
-        return tuple(np.array([self.names.index(name) for name in stated[id]]) for id in SONYC_UST.coarse_ids)
-
     def evidence(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
         """For each coarse tag the largest logit of its classes, over all patches. Shape: [160000] -> [8]"""
         logits = self(samples).max(axis=0)
         return np.array([logits[columns].max() for columns in self.columns], np.float32)
+
+
+def _columns(class_map: Path) -> tuple[NDArray[np.intp], ...]:
+    """
+    Raises:
+        InputError: there is no such table, or it is not YAMNet's.
+    """
+    names, stated = _names(class_map), load_yaml(_CLASSES.read_bytes())
+    try:
+        return tuple(np.array([names.index(name) for name in stated[id]]) for id in SONYC_UST.coarse_ids)
+    except ValueError as error:
+        raise InputError(f"{class_map} is not YAMNet's: {error}") from error
 
 
 def _names(path: Path) -> list[str]:
