@@ -118,6 +118,10 @@ def test_from_a_table_to_a_report_and_a_bundle(
         (["fit", "cnn", "--set", "root.epochs=0"], ["root.epochs"]),
         (["fit", "cnn", "--set", "data.n_scenes=4"], ["manifest.csv"]),
         (["fit", "cnn_vggish", "--embedding", "/dev/null"], ["/dev/null"]),
+        (["fit", "starter", "--set", "fusion=none"], ["data.teacher_share", "give it with --teacher"]),
+        (["fit", "cnn", "--set", "data.teacher_share=0.5"], ["give it with --teacher"]),
+        (["fit", "cnn", "--teacher", "/dev/null"], ["has no teacher_share", "leave out --teacher"]),
+        (["fit", "cnn", "--set", "data.teacher_share=1.5"], ["data.teacher_share"]),
     ],
 )
 def test_a_fit_that_cannot_be_is_one_sentence(
@@ -125,6 +129,27 @@ def test_a_fit_that_cannot_be_is_one_sentence(
 ) -> None:
     """Before anything is computed."""
     refused(edgetag("train", *arguments, "--data", data, "--out", tmp_path / "run"), 2, *parts)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--mixtures", "7"], ["7 mixtures teach nothing"]),
+        ([], ["LiteRT is not installed", "edgetag[teach]"]),
+    ],
+)
+def test_a_lesson_that_cannot_be_is_one_sentence(
+    edgetag: Edgetag,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    parts: list[str],
+) -> None:
+    """Before anything is computed."""
+    monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
+    command = ["train", "teach", tmp_path / "embedding", "--data", data, "--teacher", "/dev/null", *arguments]
+    refused(edgetag(*command, "--cache", tmp_path / "cache"), 2, *parts)
 
 
 def test_missing_recordings_are_listed_at_once(edgetag: Edgetag, data: Path, tmp_path: Path) -> None:

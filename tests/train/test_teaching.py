@@ -513,6 +513,13 @@ def test_what_cannot_be_taught_is_refused_before_anything_is_heard(
     nowhere = [tmp_path / "nowhere"]
     with pytest.raises(InputError, match="is no folder of sounds"):
         make_corpus(data, nowhere, teacher, tmp_path / "cache", n=2, seed=0)
+    empty = tmp_path / "data"
+    write_streets(empty / "sonyc")
+    write_clips(empty / "clips")
+    table = empty / "clips" / "manifest.csv"
+    table.write_text(table.read_text().splitlines()[0] + "\n")
+    with pytest.raises(InputError, match=r"clips or other sounds; .* --sounds"):
+        make_corpus(empty, (), teacher, tmp_path / "cache", n=2, seed=0)
     assert n_heard(FakeTeacher.heard) == 0
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgetag.contract.errors import InputError
 from edgetag.dsp.vggish_logmel import VggishLogMel
 from edgetag.tagging.bundle import PATCHES_SHAPE
 from edgetag_train.data.compute import Draw, Job, Measure, fill
@@ -76,10 +77,14 @@ def make_corpus(
     Raises:
         InputError: data, sounds or teacher cannot be read, or the disk has no room.
     """
+    further = Pool.of(sound for folder in folders for sound in read_folder(folder, seed))
     library = read_library(data, "train", skip_bad=skip_bad)
     streets = Pool.of(at_16_khz(library.recordings), even=True)
     clips = Pool.of(at_16_khz([*library.events, *library.backgrounds]))
-    further = Pool.of(sound for folder in folders for sound in read_folder(folder, seed))
+    try:
+        mixer = Mixer(streets, clips, further)
+    except ValueError as error:
+        raise InputError(f"{data}: {error}; further sounds are given with --sounds") from error
     about = {
         "street_recordings": len(streets),
         "clips": len(clips),
@@ -87,7 +92,6 @@ def make_corpus(
         "teacher": Teacher(teacher).sha256,
         "sounds": sha256([_digest(pool) for pool in (streets, clips, further)]),
     }
-    mixer = Mixer(streets, clips, further)
 
     def open_source() -> Draw:
         return lambda item: [Sound(mixer.mixture(seed + item), absent(), "")]

@@ -59,8 +59,10 @@ def teach(
     check_room(out, "embedding", MANIFEST_NAME, NAMES.__contains__)
     if mixtures < N_CALIBRATION_WINDOWS:
         raise InputError(f"{mixtures} mixtures teach nothing; {N_CALIBRATION_WINDOWS} are the least")
+    # Before sounds are read: what is no teacher is refused at once.
+    heard = np.unique(np.concatenate(Teacher(teacher).columns))
     corpus = make_corpus(data, sounds, teacher, cache, n=mixtures, seed=seed, skip_bad=skip_bad)
-    lesson = Lesson(epochs, seed, np.unique(np.concatenate(Teacher(teacher).columns)))
+    lesson = Lesson(epochs, seed, heard)
     kept = cache / f"lesson-{sha256([corpus.digest, epochs, seed])[:16]}.partial"
     log.info("teaching", **corpus.about)
     teaching = Teaching(lesson, corpus)
