@@ -11,6 +11,7 @@ import ssl
 import subprocess
 import tarfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -360,6 +361,17 @@ def test_half_an_authority_is_none(tmp_path: Path, file: str) -> None:
     assert f"ca/{file} cannot be read" in refused(tmp_path, "lamp-17", *BROKER)
 
 
+@pytest.fixture(scope="module")
+def two_lamps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An authority of one with a certificate, lamp-2, and one with a password, lamp-3."""
+    folder = tmp_path_factory.mktemp("two-lamps")
+    provision(folder, "lamp-2", *BROKER, "--certificate")
+    provision(folder, "lamp-3", *BROKER)
+    for tar in folder.glob("*.tar"):
+        tar.unlink()
+    return folder
+
+
 @pytest.mark.skipif(not shutil.which("prlimit"), reason="prlimit is not installed")
 @pytest.mark.parametrize(
     "arguments",
@@ -372,12 +384,9 @@ def test_half_an_authority_is_none(tmp_path: Path, file: str) -> None:
         ["--server", "broker.example"],
     ],
 )
-def test_nothing_is_left_of_what_fails(tmp_path: Path, arguments: list[str]) -> None:
+def test_nothing_is_left_of_what_fails(tmp_path: Path, two_lamps: Path, arguments: list[str]) -> None:
     """At whatever step there is no more room, until there is enough for all."""
-    provision(tmp_path, "lamp-2", *BROKER, "--certificate")
-    provision(tmp_path, "lamp-3", *BROKER)
-    for tar in tmp_path.glob("*.tar"):
-        tar.unlink()
+    shutil.copytree(two_lamps, tmp_path, dirs_exist_ok=True)
     before = tree(tmp_path)
     n_failures = fails_for_want_of_room(tmp_path, *arguments)
     assert n_failures >= 3
@@ -394,22 +403,31 @@ def test_an_authority_that_cannot_be_made_whole_is_not_made(tmp_path: Path) -> N
     provision(tmp_path, "lamp-1", *BROKER)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_who_is_interrupted_has_made_an_identity_or_has_not(tmp_path: Path, number: signal.Signals) -> None:
+def test_who_is_interrupted_has_made_an_identity_or_has_not(tmp_path: Path) -> None:
     """At whatever moment; a terminal's Ctrl-C is for everything that the script has started, too."""
-    provision(tmp_path, "--reader", "dashboard")
+    numbers = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+    folders = [tmp_path / number.name for number in numbers]
+    with ThreadPoolExecutor() as side_by_side:  # they wait most of the time
+        list(side_by_side.map(interrupt, folders, numbers))
+    for folder in folders:
+        made = {tar.stem for tar in folder.glob("*.tar")}
+        known = (folder / "ca" / "index.txt").read_text()
+        assert made == set(re.findall(r"/CN=(\S+)$", known, re.MULTILINE))
+        assert len(list((folder / "ca" / "issued").iterdir())) == len(made)
+        assert not [path for path in folder.rglob(".*") if path.name.startswith(".")]
+
+
+def interrupt(folder: Path, number: signal.Signals) -> None:
+    """Sixteen of that folder's identities in the making, each a little later."""
+    folder.mkdir()
+    provision(folder, "--reader", "dashboard")
     command = [str(PROVISION), *BROKER, "--certificate"]
     for n in range(16):
         with subprocess.Popen(
-            [*command, f"lamp-{n}"], cwd=tmp_path, stdout=subprocess.DEVNULL, process_group=0
+            [*command, f"lamp-{n}"], cwd=folder, stdout=subprocess.DEVNULL, process_group=0
         ) as running:
             time.sleep(n / 64)
             os.killpg(running.pid, number)
-    made = {tar.stem for tar in tmp_path.glob("*.tar")}
-    known = (tmp_path / "ca" / "index.txt").read_text()
-    assert made == set(re.findall(r"/CN=(\S+)$", known, re.MULTILINE))
-    assert len(list((tmp_path / "ca" / "issued").iterdir())) == len(made)
-    assert not [path for path in tmp_path.rglob(".*") if path.name.startswith(".")]
 
 
 def fails_for_want_of_room(folder: Path, *arguments: str) -> int:

@@ -155,8 +155,14 @@ def _write_bundle(folder: Path, embedding: Path, net: Vggish, variants: tuple[Va
     for variant, file in patches.paths.items():
         draft.path("embedding", variant).hardlink_to(file)
     feeds = golden_feeds(_windows(), patches, "fp32")
+    alike: dict[tuple[bool, int], str] = {}
     for name in NETS:
-        _write_net(draft, name, feeds, variants)
+        first = alike.setdefault((name == ROOT, len(outputs(name))), name)
+        if first == name:
+            _write_net(draft, name, feeds, variants)
+        else:  # the same weights from the same seed
+            for variant in variants:
+                draft.path(name, variant).hardlink_to(draft.path(first, variant))
     draft.state(variants)
 
 
