@@ -73,6 +73,7 @@ class Start(NamedTuple):
     seconds: from the process's start to each milestone.
     peak_kb, resident_kb, shared_out_kb: the most that was resident (VmHWM), what is in the end (VmRSS), and
         that with what several processes have divided among them (PSS).
+    anonymous_kb: what is resident and in no file (RssAnon): the rest the system can drop and read again.
     beside_kb: the most that was resident of the process that measures for `auto`, before it has loaded.
     """
 
@@ -80,6 +81,7 @@ class Start(NamedTuple):
     peak_kb: int
     resident_kb: int
     shared_out_kb: int
+    anonymous_kb: int
     beside_kb: int
 
 
@@ -192,6 +194,7 @@ def _look(sensor: Sensor, began_s: float) -> Start:
         kb(process / "status", "VmHWM"),
         kb(process / "status", "VmRSS"),
         kb(process / "smaps_rollup", "Pss"),
+        kb(process / "status", "RssAnon"),
         max(int(line.text.partition("=")[2]) for line in sensor.notified if "X_BESIDE_KB" in line.text),
     )
 
@@ -232,12 +235,13 @@ def archive_table(found: dict[str, int]) -> Iterator[str]:
 
 
 def memory_table(found: dict[str, list[Start]]) -> Iterator[str]:
-    yield f"{'memory, MB':24} {'peak':>9} {'resident':>9} {'PSS':>9} {'beside':>9}"
+    yield f"{'memory, MB':24} {'peak':>9} {'resident':>9} {'PSS':>9} {'anonymous':>9} {'beside':>9}"
     for variant, lives in found.items():
         shown_kb = [
             max(life.peak_kb for life in lives),
             statistics.median(life.resident_kb for life in lives),
             statistics.median(life.shared_out_kb for life in lives),
+            statistics.median(life.anonymous_kb for life in lives),
             *[max(life.beside_kb for life in lives)] * (variant == "auto"),
         ]
         yield row(variant, *(kb * 1024 / 1e6 for kb in shown_kb))
@@ -267,7 +271,11 @@ def main() -> None:
     parser.add_argument("--archive", type=Path, metavar="FILE", help="of `make archive`: how large is it?")
     parser.add_argument("--starts", type=int, default=5, metavar="N", help="of every variant")
     parser.add_argument(
-        "--windows", type=int, default=6, metavar="N", help="that a sensor tags before it ends"
+        "--windows",
+        type=int,
+        default=14,
+        metavar="N",
+        help="that a sensor tags before it ends: memory is steady after its first minute, when it is trimmed",
     )
     parser.add_argument("--json", action="store_true", help="everything that was measured, for programs")
     options = parser.parse_args()
