@@ -25,8 +25,9 @@ from edgetag_train import export
 from edgetag_train.data import compute, features, training
 from edgetag_train.data.dataset import open_dataset, read_labels
 from edgetag_train.data.features import Windows, join, recording_windows
+from edgetag_train.data.mixtures import Mixer, Pool, at_16_khz
 from edgetag_train.data.patches import check_embedding_net
-from edgetag_train.data.sounds import INDEX, read_window
+from edgetag_train.data.sounds import INDEX, read_library, read_window
 from edgetag_train.data.training import TrainingData, prepare
 from edgetag_train.embedding import Embedding, read_embedding
 from edgetag_train.fit.loop import Examples, Fitting, plain
@@ -347,6 +348,12 @@ def test_teacher_and_pupil_hear_the_same_mixtures(data: Path, teacher: Path, tmp
     np.testing.assert_array_equal(later.patches, corpus.patches[4:8])
     assert n_heard(FakeTeacher.heard) == 12
     assert later.digest != corpus.digest
+    library = read_library(data, "train")
+    streets = Pool.of(at_16_khz(library.recordings), even=True)
+    mixer = Mixer(streets, Pool.of(at_16_khz([*library.events, *library.backgrounds])), Pool.of([]))
+    for k in 0, 11:
+        expected = VggishLogMel()(mixer.mixture(5 + k))
+        np.testing.assert_allclose(to_logmel(corpus.patches[k]), expected, atol=0.021)
 
 
 def test_another_teacher_is_heard_anew(data: Path, teacher: Path, tmp_path: Path) -> None:
@@ -364,6 +371,7 @@ def test_an_interrupted_corpus_is_gone_on_with(
     """It ends as one that nobody interrupted, and what was heard before is not heard again."""
     n = 16
     monkeypatch.setattr(compute, "_CHUNK_ITEMS", 2)
+    monkeypatch.setattr(compute, "n_processes", lambda: 2)
     monkeypatch.setattr(FakeTeacher, "patience", 10)
     with pytest.raises(RuntimeError, match="interrupted"):
         made(data, teacher, tmp_path / "cache", n=n)
@@ -380,16 +388,20 @@ def test_an_interrupted_corpus_is_gone_on_with(
 def test_an_embedding_is_of_each_patch_by_itself() -> None:
     """[n, 96, 64] -> [n, 128] in 0…255, whatever n and whatever the others are."""
     torch.manual_seed(0)
-    net = PatchNet().eval()
-    patches = 3 * torch.randn(4, 96, 64)
+    net, patches = PatchNet(), 3 * torch.randn(4, 96, 64) + torch.arange(4)[:, None, None]
     with torch.inference_mode():
+        for _ in range(20):  # so that batch norm has seen something
+            net(patches)
+        net.eval()
         embeddings = net(patches)
         alone = torch.cat([net(patch[None]) for patch in patches])
-        extreme = net(1e4 * patches)
+        net.embed.weight *= 1e4
+        extreme = net(patches)
     assert embeddings.shape == (4, 128)
-    torch.testing.assert_close(alone, embeddings, rtol=1e-4, atol=1e-3)
-    assert ((embeddings > 0) & (embeddings < 255)).all()
+    assert (embeddings.std(dim=0) > 1).any()
+    torch.testing.assert_close(alone, embeddings, rtol=0, atol=0.01)
     assert ((extreme >= 0) & (extreme <= 255)).all()
+    assert (extreme.min(), extreme.max()) == (0, 255)
 
 
 def test_a_new_pupil_says_the_mean_and_little_else() -> None:
@@ -586,10 +598,11 @@ def test_the_root_is_taught_the_targets_and_a_branch_its_labels(prepared: Traini
     plainly = Windows(train.logmel, train.labels)
     np.testing.assert_array_equal(examples(plainly, ROOT).targets, train.labels)
     for name in "1", "5":
-        branch, expected = examples(train, f"branch-{name}"), examples(plainly, f"branch-{name}")
-        np.testing.assert_array_equal(branch.rows, expected.rows)
-        np.testing.assert_array_equal(branch.targets, expected.targets)
-        assert len(branch)
+        for dummy in False, True:
+            branch, expected = (examples(one, f"branch-{name}", dummy=dummy) for one in (train, plainly))
+            np.testing.assert_array_equal(branch.rows, expected.rows)
+            np.testing.assert_array_equal(branch.targets, expected.targets)
+            assert len(branch)
 
 
 def test_evidence_is_kept_and_joined(data: Path, teacher: Path, cache: Path) -> None:
