@@ -40,7 +40,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     folder = tmp_path_factory.mktemp("whole")
     machine = Machine("a machine, with cores", {"edgetag": "0"}, (0.0, 1.0))
     found = Results(measured="2026-11-25T10:00:00.000Z", machine=machine, variant="int8")
-    bench = Bench(found, TINY, folder, folder / "cache", SHARED, has_vggish=False)
+    bench = Bench(found, TINY, folder, folder / "cache", SHARED, has_vggish=False, variants=("fp32",))
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor() as beside:
         patch.setenv("STATE_DIRECTORY", str(folder))
         waits = beside.submit(PARTS[WAITS], bench)

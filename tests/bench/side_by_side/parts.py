@@ -13,8 +13,8 @@ from bench.side_by_side import daemon, replays, windows
 from bench.side_by_side.results import Results
 from bench.side_by_side.sides import EDGETAG, EDGETAG_VGGISH, PAPER, YAMNET, Player, line_up
 from bench.side_by_side.street import write_street
-from bench.side_by_side.weights import System, vggish_system, write_nets
-from edgetag.tagging.bundle import starter_path
+from bench.side_by_side.weights import System, paper_system
+from edgetag.contract.manifest import VARIANTS, Variant
 
 N_LOGMELS = 3
 N_JOB_FILES = 6
@@ -60,9 +60,10 @@ class Bench:
         results: what they fill in.
         effort: how long they may take.
         folder: for what is only needed meanwhile.
-        cache: where the bundle of VGGish's shape is kept.
+        cache: where the bundles of the paper's shape are kept.
         shared: where YAMNet is, as peers/yamnet.tflite.
         has_vggish: whether those take part that hear with it.
+        variants: of the bundles of the paper's shape.
     """
 
     results: Results
@@ -71,15 +72,16 @@ class Bench:
     cache: Path
     shared: Path
     has_vggish: bool = True
+    variants: tuple[Variant, ...] = VARIANTS
 
     @cached_property
     def vggish(self) -> System | None:
-        return vggish_system(self.cache) if self.has_vggish else None
+        return paper_system(self.cache, self.variants, has_vggish=True) if self.has_vggish else None
 
     @cached_property
     def players(self) -> list[Player]:
         """Everybody who takes part."""
-        starter = System(starter_path(), write_nets(starter_path(), self.folder / "starter.pt"))
+        cnn = paper_system(self.cache, self.variants, has_vggish=False)
         yamnet = self.shared / "peers" / "yamnet.tflite"
         if not yamnet.is_file():
             self.leave_out(YAMNET, "EDGETAG_SHARED has no peers/yamnet.tflite")
@@ -87,7 +89,7 @@ class Bench:
             self.leave_out(YAMNET, "LiteRT is not installed (tests/bench/requirements.txt)")
         takes_part = YAMNET not in self.results.left_out
         street = write_street(self.folder / "street.pcm")
-        return line_up(street, starter, self.vggish, yamnet if takes_part else None)
+        return line_up(street, cnn, self.vggish, yamnet if takes_part else None)
 
     @property
     def variant(self) -> list[str]:

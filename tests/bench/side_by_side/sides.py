@@ -14,9 +14,14 @@ from typing import Any, Self
 
 from bench.side_by_side.processes import one_thread, resident_mb
 from bench.side_by_side.weights import System
+from edgetag.contract.manifest import VARIANTS, Variant
+from edgetag.tagging.bundle import starter_path
 
 TESTS = Path(__file__).parents[2]
-EDGETAG, EDGETAG_VGGISH, PAPER, PAPER_VGGISH = "edgetag", "edgetag + VGGish", "paper", "paper + VGGish"
+EDGETAG = "edgetag"
+"""The bundle that ships; the next two are edgetag with the paper's nets (Hierarchical2) of random weights."""
+EDGETAG_CNN, EDGETAG_VGGISH = "edgetag + CNN", "edgetag + VGGish"
+PAPER, PAPER_VGGISH = "paper", "paper + VGGish"
 YAMNET = "YAMNet"
 
 
@@ -41,12 +46,22 @@ class Player:
         return Side(self)
 
 
-def line_up(street: Path, starter: System, vggish: System | None, yamnet: Path | None) -> list[Player]:
-    """Everybody whose weights are at hand, in the tables' order."""
-    players = _edgetag(EDGETAG, starter, street, ("quiet", "busy", "48 kHz"))
+def line_up(street: Path, cnn: System, vggish: System | None, yamnet: Path | None) -> list[Player]:
+    """Everybody whose weights are at hand, in the tables' order: the bundle that ships, the paper's systems
+    by edgetag and by their own stack, YAMNet.
+
+    Args:
+        street: what is heard.
+        cnn, vggish: the paper's nets, without an embedding and with one.
+        yamnet: its file.
+    """
+    players = _edgetag(EDGETAG, starter_path(), VARIANTS, street, ("quiet", "reuse", "busy", "48 kHz"))
+    players += _edgetag(EDGETAG_CNN, cnn.bundle, cnn.variants, street, ("quiet", "busy"))
     if vggish is not None:
-        players += _edgetag(EDGETAG_VGGISH, vggish, street, ("quiet", "reuse", "busy"))
-    players += _paper(PAPER, starter, street)
+        players += _edgetag(
+            EDGETAG_VGGISH, vggish.bundle, vggish.variants, street, ("quiet", "reuse", "busy")
+        )
+    players += _paper(PAPER, cnn, street)
     players += [] if vggish is None else _paper(PAPER_VGGISH, vggish, street)
     if yamnet is not None:
         kinds = "no overlap", "half overlap"
@@ -54,10 +69,12 @@ def line_up(street: Path, starter: System, vggish: System | None, yamnet: Path |
     return players
 
 
-def _edgetag(name: str, system: System, street: Path, kinds: tuple[str, ...]) -> list[Player]:
+def _edgetag(
+    name: str, bundle: Path, variants: tuple[Variant, ...], street: Path, kinds: tuple[str, ...]
+) -> list[Player]:
     return [
-        Player(f"{name}, {variant}", "edgetag_side", (str(system.bundle), variant, str(street)), kinds)
-        for variant in reversed(system.variants)
+        Player(f"{name}, {variant}", "edgetag_side", (str(bundle), variant, str(street)), kinds)
+        for variant in reversed(variants)
     ]
 
 

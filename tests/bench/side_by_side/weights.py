@@ -1,4 +1,4 @@
-"""The same weights for both: a bundle's nets as the paper's stack has them, and a bundle with VGGish's shape.
+"""The same weights for both: a bundle's nets as the paper's stack has them, and bundles of the paper's shape.
 
 What is made takes a minute and a gigabyte, so it is kept in the user's cache, under a name that tells which
 code has made it.
@@ -37,20 +37,19 @@ from edgetag.tagging.container import open_container
 from edgetag_train.data.patches import street_patches
 from edgetag_train.deploy import Deployed
 from edgetag_train.draft import Draft, golden_feeds
-from edgetag_train.embedding import export_embedding
+from edgetag_train.embedding import Embedding, export_embedding
 from edgetag_train.fit.run import ROOT, outputs
-from edgetag_train.models.cnn import Table, TaggingNet
+from edgetag_train.models.cnn import Fusion, Table, TaggingNet
 from edgetag_train.models.vggish import Vggish, random_vggish
 from edgetag_train.onnx_net import Feed, hasten, quantise, save_onnx
 
 SEED = 0
 STATED: dict[str, Any] = {
-    "name": "vggish-shaped",
     "version": "0",
     "licence": "MIT",
-    "summary": "VGGish's shape and the paper's nets on it, of random weights: to measure what they cost",
-    "fusion": "concat",
+    "summary": "the paper's nets, of random weights: to measure what they cost",
 }
+SHAPES = {LOGMEL_INPUT: LOGMEL_SHAPE, EMBEDDING_INPUT: EMBEDDING_SHAPE}
 NETS = (ROOT, *(f"branch-{id}" for id in SONYC_UST.branch_ids))
 
 
@@ -123,38 +122,49 @@ def unblocked(weight: NDArray[np.float32], shape: Sequence[int]) -> NDArray[np.f
     return split.transpose(0, 3, 4, 1, 5, 2).reshape(shape)
 
 
-# -- VGGish's shape --------------------------------------------------------------------------------------
+# -- the paper's shape -----------------------------------------------------------------------------------
 
 
-def vggish_system(folder: Path, variants: tuple[Variant, ...] = VARIANTS) -> System:
-    """A system of the paper's with VGGish in `folder`, made if it is not there: weights from a seed."""
-    made = folder / f"vggish-{_digest()}-{'-'.join(variants)}"
-    system = System(made / "bundle", made / "nets.pt", made / "vggish.pt", variants)
+def paper_system(folder: Path, variants: tuple[Variant, ...] = VARIANTS, *, has_vggish: bool) -> System:
+    """The paper's Hierarchical2 in `folder`, made if it is not there: weights from a seed.
+
+    Args:
+        has_vggish: whether its nets take VGGish's embedding, concatenated.
+    """
+    made = folder / f"{'vggish' if has_vggish else 'cnn'}-{_digest()}-{'-'.join(variants)}"
+    vggish = made / "vggish.pt" if has_vggish else None
+    system = System(made / "bundle", made / "nets.pt", vggish, variants)
     if not system.nets.exists():  # which is written last
-        sys.stderr.write(f"a bundle of VGGish's shape is made in {made}: that takes a minute or two\n")
+        sys.stderr.write(f"a bundle of the paper's nets is made in {made}: that takes a minute or two\n")
         system.bundle.mkdir(parents=True, exist_ok=True)
-        net = random_vggish(SEED)
-        assert system.vggish is not None
-        torch.save(net.state_dict(), system.vggish)
-        _write_bundle(system.bundle, made / "embedding", net, variants)
+        embedding = None
+        if vggish is not None:
+            net = random_vggish(SEED)
+            torch.save(net.state_dict(), vggish)
+            embedding = _embedding(made / "embedding", net, variants)
+        _write_bundle(system.bundle, embedding, variants)
         write_nets(system.bundle, system.nets)
     return system
 
 
-def _write_bundle(folder: Path, embedding: Path, net: Vggish, variants: tuple[Variant, ...]) -> None:
-    calibration = street_patches(SEED)
-    patches = export_embedding(
+def _embedding(folder: Path, net: Vggish, variants: tuple[Variant, ...]) -> Embedding:
+    return export_embedding(
         net,
-        embedding,
+        folder,
         kind="vggish-random",
         source=f"random weights, seed {SEED}: not trained",
-        calibration=calibration,
+        calibration=street_patches(SEED),
         int8="int8" in variants,
     )
-    draft = Draft(folder, {name: len(outputs(name)) for name in NETS}, patches, STATED)
-    for variant, file in patches.paths.items():
-        draft.path("embedding", variant).hardlink_to(file)
-    feeds = golden_feeds(_windows(), patches, "fp32")
+
+
+def _write_bundle(folder: Path, embedding: Embedding | None, variants: tuple[Variant, ...]) -> None:
+    stated = {"name": "paper-cnn"} if embedding is None else {"name": "paper-vggish", "fusion": "concat"}
+    draft = Draft(folder, {name: len(outputs(name)) for name in NETS}, embedding, STATED | stated)
+    if embedding is not None:
+        for variant, file in embedding.paths.items():
+            draft.path("embedding", variant).hardlink_to(file)
+    feeds = golden_feeds(_windows(), embedding, "fp32")
     alike: dict[tuple[bool, int], str] = {}
     for name in NETS:
         first = alike.setdefault((name == ROOT, len(outputs(name))), name)
@@ -172,7 +182,7 @@ def _windows() -> NDArray[np.int16]:
 
 
 def _write_net(draft: Draft, name: str, feeds: list[Feed], variants: tuple[Variant, ...]) -> None:
-    shapes = {LOGMEL_INPUT: LOGMEL_SHAPE, EMBEDDING_INPUT: EMBEDDING_SHAPE}
+    shapes = {key: SHAPES[key] for key in feeds[0]}
     net = drawn_net(1 if name == ROOT else 2, len(outputs(name)), feeds)
     no_shift = np.zeros(len(outputs(name)), np.float32)
     save_onnx(Deployed(net, no_shift), shapes, OUTPUT, draft.path(name, "fp32"))
@@ -184,7 +194,8 @@ def _write_net(draft: Draft, name: str, feeds: list[Feed], variants: tuple[Varia
 def drawn_net(table: Table, n_classes: int, feeds: list[Feed]) -> TaggingNet:
     """A net of random weights that says different things of different windows: its batch norms know them."""
     torch.manual_seed(SEED)
-    net = TaggingNet(table, n_classes, fusion=STATED["fusion"], conv_dropout=0, fc_dropout=0)
+    fusion: Fusion = "concat" if EMBEDDING_INPUT in feeds[0] else "none"
+    net = TaggingNet(table, n_classes, fusion=fusion, conv_dropout=0, fc_dropout=0)
     for layer in net.modules():
         if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
             layer.momentum = None  # the mean of what it is shown
