@@ -26,6 +26,8 @@ from edgetag_train.data.sounds import Sound
 
 Samples = NDArray[np.float32]
 RATE_HZ, N = VGGISH_SAMPLE_RATE_HZ, VGGISH_WINDOW_SAMPLES
+VERSION = 1
+"""Of what is mixed from the same sounds and seed: with another number, kept mixtures are not found again."""
 MAX_FILE_S = 12.0
 MAX_FILES = 500
 MIN_SAMPLES = RATE_HZ // 5
@@ -132,14 +134,12 @@ class Mixer:
         self._further = further if len(further) else clips
 
     def mixture(self, seed: int) -> Samples:
-        """One mixture. Its peak is at most 1, but of a street recording as it is, which keeps its level.
-
-        Shape: -> [160000] at 16 kHz
-        """
+        """One mixture. Shape: -> [160000] at 16 kHz, peak at most 1"""
         rng = np.random.default_rng(seed)
         if rng.random() < 0.12:
             street = self._street(rng) * np.float32(10 ** (rng.normal(0, 3) / 20))
-            return _coloured(rng, street, 3) if rng.random() < 0.5 else street
+            street = _coloured(rng, street, 3) if rng.random() < 0.5 else street
+            return np.clip(street, -1, 1)
         mixed = _at_one(self._background(rng))
         for _ in range(int(rng.choice(4, p=(0.1, 0.4, 0.35, 0.15)))):
             pool = self._clips if rng.random() < 0.5 else self._further

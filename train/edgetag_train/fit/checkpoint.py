@@ -47,6 +47,6 @@ def load(path: Path) -> dict[str, Any]:
 def damaged(path: Path, error: Exception) -> InputError:
     """What to say of a file that holds no state, or another net's."""
     return InputError(
-        f"{path} is damaged ({first_line(error)}); remove it and train its net again with: "
-        "edgetag train fit … --resume"
+        f"{path} is damaged ({first_line(error)}); remove it and run the same again "
+        "(edgetag train fit … --resume)"
     )

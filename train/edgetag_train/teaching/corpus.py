@@ -13,7 +13,7 @@ from edgetag.contract.errors import InputError
 from edgetag.dsp.vggish_logmel import VggishLogMel
 from edgetag.tagging.bundle import PATCHES_SHAPE
 from edgetag_train.data.compute import Draw, Job, Measure, fill
-from edgetag_train.data.mixtures import Mixer, Pool, at_16_khz, read_folder
+from edgetag_train.data.mixtures import VERSION, Mixer, Pool, at_16_khz, read_folder
 from edgetag_train.data.sounds import Sound, absent, read_library
 from edgetag_train.data.store import Store, sha256
 from edgetag_train.teaching.teacher import N_SCORES, Teacher
@@ -97,7 +97,7 @@ def make_corpus(
         return lambda item: [Sound(mixer.mixture(seed + item), absent(), "")]
 
     items = [str(seed + k) for k in range(n)]
-    source = {"source": "mixtures", **about}
+    source = {"source": "mixtures", "version": VERSION, **about}
     patches = Store(cache, "patches", source, items, 1, PATCHES_SHAPE, np.dtype(np.uint8))
     logits = Store(cache, "teacher", source, items, 1, (PATCHES_SHAPE[0], N_SCORES), np.dtype(np.float16))
     fill([Job(patches, _patches), Job(logits, lambda: _logits(teacher))], open_source, "mixtures")

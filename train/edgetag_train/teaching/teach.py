@@ -63,7 +63,7 @@ def teach(
     heard = np.unique(np.concatenate(Teacher(teacher).columns))
     corpus = make_corpus(data, sounds, teacher, cache, n=mixtures, seed=seed, skip_bad=skip_bad)
     lesson = Lesson(epochs, seed, heard)
-    kept = cache / f"lesson-{sha256([corpus.digest, epochs, seed])[:16]}.partial"
+    kept = cache / f"lesson-{sha256([corpus.digest, epochs, seed, heard.tolist()])[:16]}.partial"
     log.info("teaching", **corpus.about)
     teaching = Teaching(lesson, corpus)
     with writing(kept), stop_on_signals() as stop:
