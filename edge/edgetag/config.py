@@ -89,8 +89,8 @@ class AudioSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class WindowSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How often it listens.
 
-    hop_s: seconds from one window's start to the next; null is 4.8 for bundles with an embedding (five of
-        its patches of 0.96 s, so that overlapping windows share them), otherwise 5.
+    hop_s: seconds from one window's start to the next; null is 4.8 for bundles with a large embedding net
+        such as VGGish (five of its patches of 0.96 s, so that overlapping windows share them), otherwise 5.
     """
 
     hop_s: Annotated[float, msgspec.Meta(ge=0.1, le=3_600)] | None = None

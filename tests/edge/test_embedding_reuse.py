@@ -292,10 +292,17 @@ def test_another_bundle(bundle: Path, street: NDArray[np.float32], tmp_path: Pat
     assert found == Tagger.load(other).analyse(then)
 
 
-def test_default_hops(bundle: Path, street: NDArray[np.float32]) -> None:
-    """Five patches where there are any, five seconds elsewhere."""
+def test_default_hops(bundle: Path, street: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five patches of an embedding net that is large, five seconds elsewhere."""
     tagger = Tagger.load(bundle)
-    assert (tagger.default_hop_s, Tagger.load().default_hop_s) == (4.8, 5.0)
+    assert (tagger.default_hop_s, Tagger.load().default_hop_s) == (5.0, 5.0)
+    embedding = tagger.bundle.manifest.embedding
+    assert embedding is not None
+    size = embedding.variants[tagger.bundle.variant].size
+    monkeypatch.setattr("edgetag.tagging.tagger.DEAR_EMBEDDING_BYTES", size + 1)
+    assert tagger.default_hop_s == 5.0
+    monkeypatch.setattr("edgetag.tagging.tagger.DEAR_EMBEDDING_BYTES", size)
+    assert tagger.default_hop_s == 4.8
     assert hop_samples(tagger.default_hop_s) == HOP
     events = tagger.tag(street[: 10 * SAMPLE_RATE_HZ + 2 * HOP], SAMPLE_RATE_HZ)
     assert [event.start[17:23] for event in events] == ["00.000", "04.800", "09.600"]

@@ -26,6 +26,8 @@ from edgetag.tagging.stream import EventStream
 
 DEFAULT_HOP_S = 5.0
 DEFAULT_EMBEDDING_HOP_S = 5 * PATCH_SAMPLES / SAMPLE_RATE_HZ  # 4.8
+DEAR_EMBEDDING_BYTES = 10_000_000
+"""An embedding net of this size and above takes most of a window's time: VGGish has 72 MB in int8."""
 _GLANCE = SAMPLE_RATE_HZ // 10
 _LATEST_START_S = 253_370_764_800.0  # 9999-01-01
 Features = dict[str, NDArray[np.float32]]
@@ -204,10 +206,13 @@ class Tagger:
     def default_hop_s(self) -> float:
         """Seconds from one window's start to the next that suit the bundle.
 
-        Half a window: 5, so that windows of a recording begin at whole seconds. With an embedding 4.8, five
-        of its patches, so that overlapping windows share the other five (see `Embedder`).
+        Half a window: 5, so that windows of a recording begin at whole seconds, and half of the level is
+        shared. With a large embedding net 4.8, five of its patches, so that overlapping windows share the
+        other five (see `Embedder`).
         """
-        return DEFAULT_HOP_S if self._embedder is None else DEFAULT_EMBEDDING_HOP_S
+        embedding = self.bundle.manifest.embedding
+        is_dear = embedding and embedding.variants[self.bundle.variant].size >= DEAR_EMBEDDING_BYTES
+        return DEFAULT_EMBEDDING_HOP_S if is_dear else DEFAULT_HOP_S
 
     def features(self, samples: NDArray[np.float32], start_sample: int | None = None) -> Features:
         """The nets' inputs for one window, at its place in the stream if known; valid until the next call."""
