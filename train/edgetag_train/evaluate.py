@@ -105,7 +105,8 @@ def _intervals(truth: NDArray[np.float32], scores: NDArray[np.float32]) -> dict[
         drawn = evaluate(truth[rows], scores[rows], "coarse", ties="threshold")
         for name, values in found.items():
             values.append(getattr(drawn, name))
-    ends = {name: np.nanquantile(values, (0.025, 0.975)) for name, values in found.items() if values}
+    known = {name: np.array(values)[~np.isnan(values)] for name, values in found.items()}
+    ends = {name: np.quantile(values, (0.025, 0.975)) for name, values in known.items() if len(values)}
     return {f"coarse_{name}": np.round(pair, 4).tolist() for name, pair in ends.items()}
 
 
@@ -121,7 +122,7 @@ def score_bundle(tagger: Tagger, data: Path, split: str, *, skip_bad: bool = Fal
         InputError: the recordings cannot be read, or there is no such split.
     """
     scored = bundle_scores(tagger, data, split, skip_bad=skip_bad)
-    return report(scored.truth, scored.scores)
+    return report(scored.truth, scored.scores, tagger.bundle.manifest.all_thresholds)
 
 
 @dataclass(frozen=True, eq=False)
