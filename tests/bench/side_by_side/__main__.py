@@ -32,7 +32,7 @@ from edgetag.log import configure
 from edgetag.tagging.bundle import starter_path
 from edgetag.tagging.choice import choose_variant
 
-SHARED = Path(os.environ.get("EDGETAG_SHARED", REPOSITORY / "shared"))
+SHARED = Path(os.environ.get("EDGETAG_SHARED", REPOSITORY.parent / "shared"))
 PACKAGES = ("edgetag", "onnxruntime", "numpy", "scipy", "librosa", "torch", "ai-edge-litert")
 LONG_HOURS = 24
 
