@@ -72,6 +72,8 @@ def write_archive(folder: Path, recordings: Path | None, n: int) -> Path:
     """Copies of what there is, in turn."""
     folder.mkdir()
     found = sorted(recordings.glob("*.flac")) if recordings else [*synthetic(folder.parent)]
+    if not found:
+        raise SystemExit(f"{recordings} holds no .flac")
     for k, file in zip(range(n), itertools.cycle(found), strict=False):
         shutil.copy(file, folder / f"{k:06}.flac")
     return folder
