@@ -240,10 +240,8 @@ def net_scores(run: Run, name: str, windows: Windows, rows: NDArray[np.intp]) ->
     return np.concatenate(found)
 
 
-def scene_scores(tagger: Tagger, data: Path, settings: SceneSettings, seed: int) -> Scored | None:
-    """A bundle's probabilities of scenes mixed from the clips that were held out of training.
-
-    None where there are no clips, or too few to hold any out.
+def _held_out_mixer(data: Path, settings: SceneSettings) -> SceneMixer | None:
+    """Of the clips that were held out of training, if there are enough of them.
 
     Raises:
         InputError: the clips cannot be read.
@@ -253,7 +251,20 @@ def scene_scores(tagger: Tagger, data: Path, settings: SceneSettings, seed: int)
     events, backgrounds = read_clips(data / "clips", "validate")
     if not (events and backgrounds):
         return None
-    mixer = SceneMixer(Library(events, backgrounds, ()), settings)
+    return SceneMixer(Library(events, backgrounds, ()), settings)
+
+
+def scene_scores(tagger: Tagger, data: Path, settings: SceneSettings, seed: int) -> Scored | None:
+    """A bundle's probabilities of scenes mixed from the clips that were held out of training.
+
+    None where there are no clips, or too few to hold any out.
+
+    Raises:
+        InputError: the clips cannot be read.
+    """
+    mixer = _held_out_mixer(data, settings)
+    if mixer is None:
+        return None
     truth: list[NDArray[np.float32]] = []
 
     def scenes() -> Iterator[NDArray[np.float32]]:
@@ -274,12 +285,9 @@ def quiet_scores(tagger: Tagger, data: Path, settings: SceneSettings) -> NDArray
     Raises:
         InputError: the clips cannot be read.
     """
-    if not (data / "clips" / "manifest.csv").exists():
+    mixer = _held_out_mixer(data, settings)
+    if mixer is None:
         return None
-    events, backgrounds = read_clips(data / "clips", "validate")
-    if not (events and backgrounds):
-        return None
-    mixer = SceneMixer(Library(events, backgrounds, ()), settings)
     return predict(tagger, (mixer.backdrop(_SCENES_SEED + k) for k in range(N_QUIET)))
 
 
