@@ -29,6 +29,7 @@ from edgetag.dsp.resample import StreamResampler, fit_length, n_resampled
 CLIP_LEVEL = 1 - 2**-15  # the largest positive 16-bit sample
 SANE_PEAK = 2.0**40  # finite samples beyond it are taken for non-finite: they would overflow float32 power
 
+_PIECE_SAMPLES = SAMPLE_RATE_HZ // 10  # the ring holds a window, and what is written at once
 _REAL, _CLIPPED = np.uint8(1), np.uint8(2)
 
 
@@ -91,7 +92,7 @@ class Windower:
         self._clock = clock
         self._delivered_s = 0.0
         self._resampler = StreamResampler(rate_hz, SAMPLE_RATE_HZ)
-        self._samples = _Ring(2 * window_samples, np.float32)
+        self._samples = _Ring(window_samples + _PIECE_SAMPLES, np.float32)
         # Flags are in the ring before their samples are: by the resampler's delay (under a quarter of a
         # second) and the piece being taken (at most a second).
         self._window_frames = window_samples * rate_hz // SAMPLE_RATE_HZ + 1
@@ -194,8 +195,8 @@ class Windower:
 
     def _write(self, samples: NDArray[np.float32]) -> list[Window]:
         windows: list[Window] = []
-        for start in range(0, len(samples), self.window_samples):
-            self._samples.append(samples[start : start + self.window_samples])
+        for start in range(0, len(samples), _PIECE_SAMPLES):
+            self._samples.append(samples[start : start + _PIECE_SAMPLES])
             windows += self._due()
         return windows
 

@@ -26,10 +26,13 @@ _NOTHING = np.empty((0, VGGISH_EMBEDDING_SIZE), np.float32)
 
 @dataclass(frozen=True, eq=False)
 class _Heard:
-    """A window, its place in the stream and its embeddings. Shape: samples [441000], embeddings [10, 128]"""
+    """A window, its place in the stream and its embeddings. Shape: samples [441000], embeddings [10, 128]
+
+    Without samples where the next window will hardly begin with one of its patches.
+    """
 
     start_sample: int
-    samples: NDArray[np.float32]
+    samples: NDArray[np.float32] | None
     embeddings: NDArray[np.float32]
 
 
@@ -81,13 +84,14 @@ class Embedder:
         if len(known):
             embeddings = np.concatenate([known, embeddings])
         if start_sample is not None and self._is_free:
-            self._last = _Heard(start_sample, samples.copy(), embeddings)
+            on_grid = self._last is None or (start_sample - self._last.start_sample) % PATCH_SAMPLES == 0
+            self._last = _Heard(start_sample, samples.copy() if on_grid else None, embeddings)
         return embeddings[np.newaxis]
 
     def _known(self, samples: NDArray[np.float32], start_sample: int | None) -> NDArray[np.float32]:
         """The window's first embeddings, as many as the last window has. Shape: [10 - k, 128], or [0, 128]"""
         last = self._last
-        if last is None or start_sample is None:
+        if last is None or last.samples is None or start_sample is None:
             return _NOTHING
         moved = start_sample - last.start_sample
         n_new, rest = divmod(moved, PATCH_SAMPLES)

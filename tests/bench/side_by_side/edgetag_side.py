@@ -8,7 +8,7 @@ Kinds: `quiet` (no branch fires) and `busy` (all do), of windows that follow eac
 windows that share half their embedding with the one before; `48 kHz`, quiet windows of a microphone of that
 rate.
 
-    python -m bench.side_by_side.edgetag_side BUNDLE VARIANT STREET
+    python -m bench.side_by_side.edgetag_side BUNDLE VARIANT STREET [KIND]
 """
 
 import os
@@ -119,13 +119,14 @@ class _Stream:
 class EdgetagSystem:
     """What a sensor does with its audio, from the capture thread's blocks to the outbox.
 
-    All kinds are heard by one set of nets; a kind has a front end and a stream of its own, once it is heard.
+    All kinds are heard by one set of nets; a kind has a front end and a stream of its own, `first` from the
+    beginning, others once they are heard.
     """
 
-    def __init__(self, bundle: Path, variant: Variant, street: Path, stages: Stages) -> None:
+    def __init__(self, bundle: Path, variant: Variant, street: Path, first: str, stages: Stages) -> None:
         self._bundle = load_bundle(bundle, variant)
         self._make = partial(_Stream, bundle=self._bundle, street=Street(street), stages=stages)
-        self._streams = {"quiet": self._make(KINDS["quiet"])}
+        self._streams = {first: self._make(KINDS[first])}
         self._folder = tempfile.TemporaryDirectory(prefix="bench")
         self._outbox = Outbox(Path(self._folder.name) / FILE_NAME).__enter__()
 
@@ -151,5 +152,6 @@ class EdgetagSystem:
 
 
 if __name__ == "__main__":
-    bundle, variant, street = sys.argv[1:]
-    serve(partial(EdgetagSystem, Path(bundle), cast("Variant", variant), Path(street)))
+    bundle, variant, street, *first = sys.argv[1:]
+    kind = first[0] if first else "quiet"
+    serve(partial(EdgetagSystem, Path(bundle), cast("Variant", variant), Path(street), kind))

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -34,6 +34,7 @@ class Player:
         module: of this package, and its arguments.
         kinds: of windows that it hears.
         busiest: the kind that needs most memory.
+        alone: what its arguments end with, where it hears nothing but its busiest kind.
     """
 
     name: str
@@ -41,9 +42,13 @@ class Player:
     arguments: tuple[str, ...]
     kinds: tuple[str, ...]
     busiest: str = "busy"
+    alone: tuple[str, ...] = ()
 
     def start(self) -> "Side":
         return Side(self)
+
+    def start_alone(self) -> "Side":
+        return Side(replace(self, arguments=self.arguments + self.alone))
 
 
 def line_up(street: Path, cnn: System, vggish: System | None, yamnet: Path | None) -> list[Player]:
@@ -73,7 +78,9 @@ def _edgetag(
     name: str, bundle: Path, variants: tuple[Variant, ...], street: Path, kinds: tuple[str, ...]
 ) -> list[Player]:
     return [
-        Player(f"{name}, {variant}", "edgetag_side", (str(bundle), variant, str(street)), kinds)
+        Player(
+            f"{name}, {variant}", "edgetag_side", (str(bundle), variant, str(street)), kinds, alone=("busy",)
+        )
         for variant in reversed(variants)
     ]
 

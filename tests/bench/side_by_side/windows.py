@@ -42,7 +42,7 @@ def memory(players: Sequence[Player], n_windows: int) -> dict[str, Memory]:
 
 
 def _memory(player: Player, n_windows: int) -> Memory:
-    with player.start() as side:
+    with player.start_alone() as side:
         heard = side.ask("windows", kind=player.busiest, n=n_windows)
         peak_mb, steady_mb = side.resident_mb("VmHWM"), side.resident_mb("VmRSS")
         traced = side.ask("traced", kind=player.busiest, n=N_TRACED)
