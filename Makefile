@@ -6,10 +6,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 INSTALL := $(PIP) --editable
-# A real broker, a sound server to hear, a witness of all that is written, judges of units and scripts: tests that need
-# one that is absent skip.
+# A real broker, a sound server to hear, a witness of all that is written, judges of units and scripts, a browser: tests
+# that need one that is absent skip.
 SYSTEM_PACKAGES := mosquitto mosquitto-clients pulseaudio pulseaudio-utils libasound2-plugins libportaudio2 strace iproute2 \
-  systemd udev shellcheck openssl
+  systemd udev shellcheck openssl chromium chromium-driver
 N_INSTALLED := dpkg-query --show --showformat='$${db:Status-Abbrev}\n' $(SYSTEM_PACKAGES) 2>/dev/null | grep -c '^ii'
 EMULATION_PACKAGES := qemu-user-static debootstrap ca-certificates wget
 

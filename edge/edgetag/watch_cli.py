@@ -1,22 +1,32 @@
 """`edgetag watch`: what the sensors of a network say, live."""
 
-import dataclasses
 import io
 import math
 import select
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Protocol, Self
 
 import typer
 
 from edgetag.assembly import is_terminal
-from edgetag.contract.errors import InputError, OutputError, printable
+from edgetag.broker_options import (
+    URL_HELP,
+    Alpn,
+    CaFile,
+    CertFile,
+    KeyFile,
+    PasswordFile,
+    Prefix,
+    User,
+    address_of,
+    ended_on_signal,
+    tls_of,
+)
+from edgetag.contract.errors import OutputError, printable
 from edgetag.contract.event import DEFAULT_PREFIX
 from edgetag.log import set_level
 from edgetag.terminal import print_text
@@ -24,8 +34,6 @@ from edgetag.terminal import print_text
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from edgetag.delivery.address import BrokerAddress
-    from edgetag.delivery.connection import Tls
     from edgetag.delivery.network import Network
     from edgetag.delivery.subscription import Message, Subscription
 
@@ -33,33 +41,16 @@ _TICK_S = 0.5  # from one picture to the next
 
 
 def watch(
-    url: Annotated[
-        str,
-        typer.Argument(
-            metavar="URL",
-            help="mqtt://host[:port], or mqtts:// with TLS, ws:// or wss:// through WebSockets.",
-        ),
-    ],
+    url: Annotated[str, typer.Argument(metavar="URL", help=URL_HELP)],
     sensor: Annotated[str | None, typer.Option("--sensor", help="One sensor only.")] = None,
-    prefix: Annotated[str, typer.Option("--prefix", help="Topic prefix.")] = DEFAULT_PREFIX,
+    prefix: Prefix = DEFAULT_PREFIX,
     as_json: Annotated[bool, typer.Option("--json", help="For programs: every message, one a line.")] = False,
-    user: Annotated[str | None, typer.Option("--user", help="Name at the broker.")] = None,
-    password_file: Annotated[
-        Path | None, typer.Option("--password-file", help="File whose first line is the password.")
-    ] = None,
-    ca_file: Annotated[
-        Path | None,
-        typer.Option("--ca-file", help="Certificates that the broker's must lead to; or else the system's."),
-    ] = None,
-    cert_file: Annotated[
-        Path | None, typer.Option("--cert-file", help="Own certificate, where the broker wants one.")
-    ] = None,
-    key_file: Annotated[
-        Path | None, typer.Option("--key-file", help="Its key, if that is in another file.")
-    ] = None,
-    alpn: Annotated[
-        str | None, typer.Option("--alpn", help="Protocol to ask for in the TLS handshake.")
-    ] = None,
+    user: User = None,
+    password_file: PasswordFile = None,
+    ca_file: CaFile = None,
+    cert_file: CertFile = None,
+    key_file: KeyFile = None,
+    alpn: Alpn = None,
 ) -> None:
     """Show what the sensors at a broker say, live: state, level, active tags, lag, latest sounds.
 
@@ -79,62 +70,13 @@ def watch(
     from edgetag.delivery.network import KINDS
     from edgetag.delivery.subscription import Subscription
 
-    address = _address(url, user, password_file)
-    tls = _tls(address, ca_file=ca_file, cert_file=cert_file, key_file=key_file, alpn=alpn)
+    address = address_of(url, user, password_file)
+    tls = tls_of(address, ca_file=ca_file, cert_file=cert_file, key_file=key_file, alpn=alpn)
     whose = f"{check_prefix(prefix)}/{'+' if sensor is None else check_sensor(sensor)}"
     filters = [(f"{whose}/{kind}", 0 if kind == "health" else 1) for kind in KINDS]
     shown = _shown(as_json, prefix, heading=f"{address}  {whose}")
-    with _ended_on_signal(), Subscription(address, Connecting(tls=tls), filters) as subscription, shown:
+    with ended_on_signal(), Subscription(address, Connecting(tls=tls), filters) as subscription, shown:
         _show(subscription, shown)
-
-
-def _address(url: str, user: str | None, password_file: Path | None) -> "BrokerAddress":
-    """The URL's broker, with the credentials of the options over its own.
-
-    Raises:
-        InputError: no URL, or no password.
-    """
-    from edgetag.delivery.address import parse_url
-    from edgetag.secret import read_secret
-
-    address = parse_url(url)
-    if user is not None:
-        address = dataclasses.replace(address, user=user, password=None)
-    if password_file is None:
-        return address
-    if address.user is None:
-        raise InputError("--password-file needs --user, whose password it is")
-    return dataclasses.replace(address, password=read_secret(password_file, "--password-file").reveal())
-
-
-def _tls(address: "BrokerAddress", *, alpn: str | None, **files: Path | None) -> "Tls":
-    """What the options say of it.
-
-    Raises:
-        InputError: they do not go with the URL or with each other.
-    """
-    from edgetag.delivery.connection import Tls
-
-    given = {name: str(file) for name, file in files.items() if file is not None}
-    given |= {} if alpn is None else {"alpn": alpn}
-    if given and not address.is_tls:
-        option = f"--{next(iter(given)).replace('_', '-')}"
-        raise InputError(f"{option} needs TLS: a URL that begins with mqtts:// or wss://")
-    if "key_file" in given and "cert_file" not in given:
-        raise InputError("--key-file needs --cert-file, whose key it is")
-    return Tls(**given)
-
-
-@contextmanager
-def _ended_on_signal() -> Iterator[None]:
-    """Ctrl-C and SIGTERM are how it ends, not how it fails."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    except KeyboardInterrupt:
-        pass
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 class _Shown(AbstractContextManager[object], Protocol):

@@ -1,0 +1,1 @@
+"""`edgetag dashboard`: a network of sensors in a browser."""
