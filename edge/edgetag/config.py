@@ -50,7 +50,8 @@ CredentialName = Annotated[
 TagId = Annotated[
     str,
     msgspec.Meta(
-        pattern=r"^[1-9][0-9]*(-([1-9][0-9]*|X))?(?!\n)$", description='a tag\'s id like "5" or "5-1"'
+        pattern=r"^[A-Za-z0-9]{1,16}(-[A-Za-z0-9]{1,16})?(?!\n)$",
+        description='a tag\'s id like "5" or "5-1", in quotes where YAML takes it for something else',
     ),
 ]
 Decibels = Annotated[float, msgspec.Meta(ge=-300, le=300)]

@@ -139,6 +139,13 @@ def test_a_tags_rules_are_written_as_one_would(file: Path) -> None:
     assert rules.events.tags == {"5": TagSettings(0.6, 0.4), "5-1": TagSettings(), "7-X": TagSettings(1.0)}
 
 
+def test_a_city_may_have_ids_of_its_own(file: Path) -> None:
+    """Letters and digits, with a leading zero as well: whether the bundle has such a tag shows when it is
+    loaded."""
+    rules = read_settings(written(file, "events: {tags: {ship-horn: {on: 0.6}, 05: , 'no-X': }}"), {})
+    assert rules.events.tags == {"ship-horn": TagSettings(0.6), "05": TagSettings(), "no-X": TagSettings()}
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -154,7 +161,8 @@ def test_a_tags_rules_are_written_as_one_would(file: Path) -> None:
         ("events: {tags: {5: {onn: 1}}}", "events.tags.5.onn is unknown; did you mean events.tags.5.on?"),
         ("events: {tags: {'5': {}, 5: {}}}", "events.tags.5 is there twice"),
         ("events: {tags: {5: {on: 1, 'on': 1}}}", "events.tags.5.on is there twice"),
-        ("events: {tags: {05: {}}}", 'events.tags: a key is 05; expected a tag\'s id like "5" or "5-1"'),
+        ("events: {tags: {5-1-1: {}}}", 'events.tags: a key is 5-1-1; expected a tag\'s id like "5" or'),
+        ("events: {tags: {5_1: {}}}", 'events.tags: a key is 5_1; expected a tag\'s id like "5" or "5-1"'),
         ("events: {tags: {true: {}}}", "events.tags: a key is true; expected a tag's id"),
         ('events: {tags: {"5\\n": {}}}', 'events.tags: a key is "5\\n"; expected a tag\'s id'),
         ("events: {tags: [5]}", "events.tags is [5]; expected rules by tag"),
@@ -402,7 +410,7 @@ def test_the_schema_knows_every_setting() -> None:
     for refused in (
         {"audio": {"devise": None}},
         {"audio": {"rate_hz": 7}},
-        {"events": {"tags": {"05": {}}}},
+        {"events": {"tags": {"5_1": {}}}},
         {"events": {"tags": {"5": {"on": 2}}}},
         {"sensor": {"id": 7}},
         {"log": {"level": "loud"}},

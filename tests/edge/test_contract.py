@@ -13,8 +13,8 @@ from jsonschema import Draft202012Validator
 
 from edgetag.contract.errors import BundleError
 from edgetag.contract.event import MESSAGES, TagsEvent, encode, json_schema, new_boot_id, timestamp
-from edgetag.contract.manifest import File, Manifest
-from edgetag.contract.taxonomy import SONYC_UST, Category, Tag, Taxonomy
+from edgetag.contract.manifest import MAX_FILES, File, Manifest
+from edgetag.contract.taxonomy import MAX_CATEGORIES, SONYC_UST, Category, Tag, Taxonomy
 from fakes import bundle_info, tags_event
 
 SCHEMAS = Path(__file__).parents[2] / "deploy" / "schema"
@@ -88,12 +88,44 @@ def test_single_child_categories_have_no_branch() -> None:
         ((Category("1", "a", ()),), "no fine tag"),
         ((Category("1", "a", (Tag("2-1", "b"),)),), "does not belong"),
         ((Category("1", "a", (Tag("1-1", "b"), Tag("1-1", "c"))),), "twice"),
+        ((Category("1", "a", (Tag("1-x", "b"), Tag("1-X", "c"))),), "twice"),
+        ((Category("1", "a", (Tag("1-1", "b"), Tag("1-2", "b"))),), "name 'b' is there twice"),
+        ((Category("1", "a", (Tag("1-1", "b"),)), Category("2", "a", (Tag("2-1", "b"),))), "name 'a' is"),
+        ((Category("1-1", "a", (Tag("1-1-1", "b"),)),), "coarse id '1-1' is not"),
+        ((Category("1", "a", (Tag("1-1/2", "b"),)),), "fine id '1-1/2' is not"),
+        ((Category("", "a", (Tag("-1", "b"),)),), "coarse id '' is not"),
+        ((Category("é", "a", (Tag("é-1", "b"),)),), "coarse id 'é' is not"),
+        ((Category("1", "a", (Tag("1-X", "b"),)),), '"X" tag only'),
+        ((Category("1", "a\n", (Tag("1-1", "b"),)),), "cannot be printed"),
+        *(((Category("1", name, (Tag("1-1", "b"),)),), "has the name") for name in ("", " a", "a/b", "a,b")),
+        (tuple(Category(str(k), f"n{k}", (Tag(f"{k}-1", "b"),)) for k in range(30)), "at most 29 and 256"),
+        ((Category("1", "a", tuple(Tag(f"1-{k}", f"n{k}") for k in range(256))),), "at most 29 and 256"),
     ],
 )
 def test_an_impossible_taxonomy_is_refused(categories: tuple[Category, ...], complaint: str) -> None:
-    """A taxonomy that could not be numbered never exists."""
+    """A taxonomy that could not be numbered, published or written in a table never exists."""
     with pytest.raises(ValueError, match=complaint):
         Taxonomy("mine", categories)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a/b", "-a", "x" * 65, "Møre"])
+def test_a_taxonomy_has_a_plain_name(name: str) -> None:
+    """It stands in sentences, reports and messages."""
+    with pytest.raises(ValueError, match="taxonomy's name"):
+        Taxonomy(name, SONYC_UST.categories)
+
+
+def test_the_largest_taxonomy_fits_into_a_bundle() -> None:
+    """A root, an embedding and every branch in two variants, and golden windows."""
+    assert 2 * (MAX_CATEGORIES + 2) + 1 <= MAX_FILES
+
+
+def test_columns_and_places_are_those_of_the_ids() -> None:
+    """Coarse first: whoever cuts an array by level, or looks a tag up, finds what `ids` says."""
+    assert SONYC_UST.ids[SONYC_UST.columns["coarse"]] == SONYC_UST.coarse_ids
+    assert SONYC_UST.ids[SONYC_UST.columns["fine"]] == SONYC_UST.fine_ids
+    assert all(SONYC_UST.ids[place] == id for id, place in SONYC_UST.index.items())
+    assert SONYC_UST.labels[SONYC_UST.index["7-X"]] == "7-X_other-unknown-human-voice"
 
 
 @pytest.mark.parametrize("name", ["", "../root.onnx", "/etc/passwd", "a/b.onnx", ".hidden", "a\\b", ".."])

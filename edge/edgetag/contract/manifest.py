@@ -84,8 +84,8 @@ class Cascade(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Golden(File, frozen=True):
     """`golden.npz`: windows `pcm` (int16 [k, 441000]) and what each net says of them, under `<net>_<variant>`
-    (`root_int8` [k, 37], `branch-1_int8` [k, 4], …). Loading runs every net on every window and refuses a
-    difference above the variant's tolerance."""
+    (`root_int8` [k, its outputs], `branch-1_int8` [k, 4], …). Loading runs every net on every window and
+    refuses a difference above the variant's tolerance."""
 
     tolerance: dict[Variant, Annotated[float, msgspec.Meta(gt=0, lt=1)]]
 
@@ -193,13 +193,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
         Raises:
             BundleError: an impossible number of outputs, a branch without a category, a threshold
-                without a tag, a tag that cannot be printed, another front end, an embedding that nothing
-                uses, a variant that only some nets have, or golden windows without its tolerance.
+                without a tag, another front end, an embedding that nothing uses, a variant that only some
+                nets have, or golden windows without its tolerance.
         """
         taxonomy = self.taxonomy
-        for tag in taxonomy.tags.values():
-            if not tag.label.isprintable():
-                raise BundleError(f"tag {tag.label!r} cannot be printed")
         if self.frontend != LOGMEL:
             raise BundleError(f"the front end is {self.frontend}, this edgetag computes {LOGMEL}")
         if self.root.outputs not in (len(taxonomy.ids), len(taxonomy.coarse_ids)):

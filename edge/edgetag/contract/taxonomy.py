@@ -1,14 +1,27 @@
 """Two-level tag taxonomies, and the one the paper uses: SONYC-UST v1 (8 coarse, 29 fine tags).
 
-Order everywhere in the project: the coarse tags, then the fine tags in taxonomy order. Ids are
-`1`…`8` and `1-1`…`8-1`; an id that ends in `-X` means "of this category, but other or unknown".
+Order everywhere in the project: the coarse tags, then the fine tags in taxonomy order. SONYC-UST's ids are
+`1`…`8` and `1-1`…`8-1`. A coarse id is up to 16 letters (A–Z) and digits, a fine id its category's, a dash
+and as much again; so an id can be part of a topic, a file name, a column and a Home Assistant entity. An id
+that ends in `-X` means "of this category, but other or unknown".
 """
 
-from collections.abc import Mapping
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Self
 
 import msgspec
+
+MAX_CATEGORIES = 29
+"""A branch for each, a root and an embedding, in two variants, and golden windows are 63 files of a bundle."""
+MAX_TAGS = 256
+MAX_NAME_CHARACTERS = 64
+_TAXONOMY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_KEY = re.compile(r"[A-Za-z0-9]{1,16}")
+_NOT_IN_NAMES = ',;"/\\+#'
+"""What divides tables, lists and topics."""
 
 
 class Tag(msgspec.Struct, frozen=True):
@@ -43,24 +56,36 @@ class Taxonomy(msgspec.Struct, frozen=True, dict=True):
     """A named list of categories.
 
     Raises:
-        ValueError: an id or a name occurs twice, a category is empty, or a fine id does not begin
-            with its category's id and a dash.
+        ValueError: it has no category or more than 29, or more than 256 tags; a category is empty or has
+            nothing but an "X" tag; an id is no such id as the module's head says, or is there twice (letters
+            in either case are the same); a fine id does not begin with its category's id and a dash; a name
+            cannot be printed, is longer than 64 characters, holds one of `,;"/\\+#` or begins or ends with
+            a space; two categories, or two fine tags of one, have the same name.
     """
 
     name: str
     categories: tuple[Category, ...]
 
     def __post_init__(self) -> None:
+        if not _TAXONOMY_NAME.fullmatch(self.name):
+            raise ValueError(
+                f"the taxonomy's name is {self.name!r}; expected up to 64 letters (A–Z), digits, dots, "
+                "dashes and underscores, a letter or digit first"
+            )
         if not self.categories:
             raise ValueError(f"taxonomy {self.name!r} has no categories")
         for category in self.categories:
-            if not category.fine:
-                raise ValueError(f"category {category.label!r} has no fine tag")
-            for tag in category.fine:
-                if not tag.id.startswith(f"{category.id}-"):
-                    raise ValueError(f"fine tag {tag.id!r} does not belong to category {category.id!r}")
-        if len(set(self.ids)) != len(self.ids):
-            raise ValueError(f"taxonomy {self.name!r} uses a tag id twice")
+            _check_category(category)
+        if twice := _repeated(id.casefold() for id in self.ids):
+            raise ValueError(f"taxonomy {self.name!r} uses a tag id twice: {twice!r}")
+        for tags in (self.categories, *(category.fine for category in self.categories)):
+            if twice := _repeated(tag.name for tag in tags):
+                raise ValueError(f"the name {twice!r} is there twice in a place where names tell tags apart")
+        if len(self.categories) > MAX_CATEGORIES or len(self.ids) > MAX_TAGS:
+            raise ValueError(
+                f"taxonomy {self.name!r} has {len(self.categories)} categories and {len(self.ids)} tags; "
+                f"at most {MAX_CATEGORIES} and {MAX_TAGS} are possible"
+            )
 
     @classmethod
     def from_names(cls, name: str, coarse: Mapping[str, str], fine: Mapping[str, Mapping[str, str]]) -> Self:
@@ -87,6 +112,22 @@ class Taxonomy(msgspec.Struct, frozen=True, dict=True):
         return self.coarse_ids + self.fine_ids
 
     @cached_property
+    def index(self) -> Mapping[str, int]:
+        """Place of each id in `ids`."""
+        return {id: place for place, id in enumerate(self.ids)}
+
+    @cached_property
+    def columns(self) -> Mapping[str, slice]:
+        """Where the tags of a level, `coarse` or `fine`, stand in `ids`."""
+        n_coarse = len(self.coarse_ids)
+        return {"coarse": slice(0, n_coarse), "fine": slice(n_coarse, len(self.ids))}
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """Every tag's column label, in the order of `ids`."""
+        return tuple(self.tags[id].label for id in self.ids)
+
+    @cached_property
     def tags(self) -> Mapping[str, Tag]:
         """Tag by id, coarse and fine."""
         return {tag.id: tag for category in self.categories for tag in (category, *category.fine)}
@@ -107,6 +148,38 @@ class Taxonomy(msgspec.Struct, frozen=True, dict=True):
     @cached_property
     def _by_id(self) -> Mapping[str, Category]:
         return {category.id: category for category in self.categories}
+
+
+def _check_category(category: Category) -> None:
+    if not _KEY.fullmatch(category.id):
+        raise ValueError(f"coarse id {category.id!r} is not 1 to 16 letters (A–Z) and digits")
+    _check_name(category)
+    if not category.fine:
+        raise ValueError(f"category {category.label!r} has no fine tag")
+    for tag in category.fine:
+        of, _, key = tag.id.partition("-")
+        if of != category.id:
+            raise ValueError(f"fine tag {tag.id!r} does not belong to category {category.id!r}")
+        if not _KEY.fullmatch(key):
+            raise ValueError(f"fine id {tag.id!r} is not {of!r}, a dash and 1 to 16 letters (A–Z) and digits")
+        _check_name(tag)
+    if all(tag.is_other for tag in category.fine):
+        raise ValueError(f'category {category.label!r} has an "X" tag only; it needs a kind that is known')
+
+
+def _check_name(tag: Tag) -> None:
+    name = tag.name
+    if not name.isprintable():
+        raise ValueError(f"tag {tag.label!r} cannot be printed")
+    if not 0 < len(name) <= MAX_NAME_CHARACTERS or name != name.strip() or set(name) & set(_NOT_IN_NAMES):
+        raise ValueError(
+            f"tag {tag.id} has the name {name!r}; expected 1 to {MAX_NAME_CHARACTERS} characters, none of "
+            f"{' '.join(_NOT_IN_NAMES)} among them, and no space at an end"
+        )
+
+
+def _repeated(texts: Iterable[str]) -> str | None:
+    return next((text for text, count in Counter(texts).items() if count > 1), None)
 
 
 SONYC_UST = Taxonomy.from_names(
