@@ -15,7 +15,7 @@ from typing import Self
 import msgspec
 
 MAX_CATEGORIES = 29
-"""A branch for each, a root and an embedding, in two variants, and golden windows are 63 files of a bundle."""
+"""A branch each, a root and an embedding in two variants, and golden windows: 63 of a bundle's 64 files."""
 MAX_TAGS = 256
 MAX_NAME_CHARACTERS = 64
 _TAXONOMY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
