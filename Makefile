@@ -14,7 +14,7 @@ N_INSTALLED := dpkg-query --show --showformat='$${db:Status-Abbrev}\n' $(SYSTEM_
 EMULATION_PACKAGES := qemu-user-static debootstrap ca-certificates wget
 
 .NOTPARALLEL:
-.PHONY: demo test test-system soak lint format bench starter schema archive system-packages emulators clean
+.PHONY: demo test test-system soak lint format docs bench starter schema archive system-packages emulators clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/edgetag demo
@@ -40,6 +40,10 @@ lint: $(VENV)/test.stamp
 format: $(VENV)/test.stamp
 	$(BIN)/ruff format edge train tests
 	$(BIN)/ruff check --fix edge train tests
+
+# The API, a page a module: build/api/index.html.
+docs: $(VENV)/test.stamp
+	$(BIN)/python tests/api_docs.py build/api
 
 # edgetag beside librosa, PyTorch and LiteRT, in ten minutes; BENCH="--help" says what else it can do.
 bench: $(VENV)/test.stamp system-packages
@@ -82,4 +86,4 @@ $(VENV)/test.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
 	touch $@ $(VENV)/demo.stamp
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -24,5 +24,5 @@ def __getattr__(name: str) -> object:
     if name == "Tagger":
         from edgetag.tagging.tagger import Tagger
 
-        return Tagger
+        return globals().setdefault(name, Tagger)
     raise AttributeError(f"module 'edgetag' has no attribute {name!r}")

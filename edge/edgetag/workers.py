@@ -29,12 +29,12 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 import structlog
 
 from edgetag.contract.errors import BundleError, EdgetagError, InputError
+from edgetag.contract.manifest import Variant
 from edgetag.hearing import Begun, Ended, Said, hear
 from edgetag.log import configure
+from edgetag.tagging.conditions import Conditions
 
 if TYPE_CHECKING:
-    from edgetag.contract.manifest import Variant
-    from edgetag.tagging.conditions import Conditions
     from edgetag.tagging.stream import EventStream
 
 MAX_AHEAD = 4096
@@ -59,10 +59,10 @@ class Ears(NamedTuple):
 
     bundle: Path
     sha256: str
-    variant: "Variant"
+    variant: Variant
     threads: int
     public_key: Path | None
-    conditions: "Conditions"
+    conditions: Conditions
     hop_samples: int
 
     def stream(self) -> "EventStream":

@@ -2,24 +2,38 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
 from edgetag.capture.clock import kernel_clock_synced
 from edgetag.capture.windows import Window
-from edgetag.contract.event import Audio, Clock, TagsEvent, new_boot_id, timestamp
+from edgetag.contract.event import Audio, Clock, Level, TagsEvent, Verdict, new_boot_id, timestamp
 from edgetag.contract.frontend import SAMPLE_RATE_HZ, WINDOW_S
 from edgetag.tagging.conditions import NO_CONDITIONS, Conditions
 
 if TYPE_CHECKING:
-    from edgetag.tagging.tagger import Analysis, Tagger
+    from edgetag.tagging.tagger import Tagger
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What one window came to: see `edgetag.contract.event.TagsEvent` for the fields."""
+
+    verdict: Verdict
+    level: Level
+    coarse: dict[str, float]
+    fine: dict[str, float]
+    refined: list[str]
+    active: list[str]
+    skipped: list[str] = field(default_factory=list)
 
 
 class Heard(NamedTuple):
     """What a window came to, and what else is told of it; another process may have heard it."""
 
-    found: "Analysis"
+    found: Analysis
     start_sample: int
     valid: float
     overruns: int

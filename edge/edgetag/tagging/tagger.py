@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Self
@@ -13,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from edgetag.capture.source import Block, check_stream
 from edgetag.capture.windows import SANE_PEAK, Windower
 from edgetag.contract.errors import BundleError, InputError
-from edgetag.contract.event import Info, Level, TagsEvent, Verdict
+from edgetag.contract.event import Info, TagsEvent
 from edgetag.contract.frontend import MIN_HOP_S, MIN_VALID, SAMPLE_RATE_HZ, SILENCE_PEAK, WINDOW_S
 from edgetag.contract.manifest import EMBEDDING_INPUT, LOGMEL_INPUT, LOGMEL_SHAPE, Variant
 from edgetag.dsp.level import LevelMeter, calibrated
@@ -22,7 +21,7 @@ from edgetag.tagging.bundle import Bundle, OnnxNet, load_bundle, starter_path
 from edgetag.tagging.cascade import fired, run_cascade
 from edgetag.tagging.conditions import NO_CONDITIONS, Conditions
 from edgetag.tagging.embedding import PATCH_SAMPLES, Embedder
-from edgetag.tagging.stream import EventStream
+from edgetag.tagging.stream import Analysis, EventStream
 
 DEFAULT_HOP_S = 5.0
 DEFAULT_EMBEDDING_HOP_S = 5 * PATCH_SAMPLES / SAMPLE_RATE_HZ  # 4.8
@@ -31,19 +30,6 @@ DEAR_EMBEDDING_BYTES = 10_000_000
 _GLANCE = SAMPLE_RATE_HZ // 10
 _LATEST_START_S = 253_370_764_800.0  # 9999-01-01
 Features = dict[str, NDArray[np.float32]]
-
-
-@dataclass(frozen=True)
-class Analysis:
-    """What one window came to: see `edgetag.contract.event.TagsEvent` for the fields."""
-
-    verdict: Verdict
-    level: Level
-    coarse: dict[str, float]
-    fine: dict[str, float]
-    refined: list[str]
-    active: list[str]
-    skipped: list[str] = field(default_factory=list)
 
 
 class Tagger:
