@@ -33,8 +33,10 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 internal error, 2 usage or input, 3 bundle, 4 network, 5 output, "
     "130 interrupted.",
 )
-app.add_typer(bundle_app, name="bundle")
-app.add_typer(config_app, name="config")
+_BEGIN, _HEAR, _WATCH = "Begin", "Hear", "Watch a network"
+_KEEP, _TRAIN = "Keep a sensor well", "Train"  # the help's panels, in this order
+app.add_typer(config_app, name="config", rich_help_panel=_KEEP)
+app.add_typer(bundle_app, name="bundle", rich_help_panel=_KEEP)
 
 
 def main() -> None:
@@ -56,7 +58,7 @@ def _add_found_commands() -> None:
     called = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), None)
     for command in entry_points(group="edgetag.commands"):
         if called in (None, command.name):
-            app.add_typer(command.load(), name=command.name)
+            app.add_typer(command.load(), name=command.name, rich_help_panel=_TRAIN)
 
 
 @app.callback(invoke_without_command=True)
@@ -74,10 +76,7 @@ def _root(
         raise typer.Exit
 
 
-app.command()(replay)
-
-
-@app.command()
+@app.command(rich_help_panel=_BEGIN)
 def demo() -> None:
     """Replay a synthetic street through an embedded MQTT broker and show what a subscriber receives.
 
@@ -88,8 +87,9 @@ def demo() -> None:
     print_text(run_demo())
 
 
-app.command()(run)
-app.command()(bench)
-app.command()(devices)
-app.command()(doctor)
-app.command()(watch)
+app.command(rich_help_panel=_HEAR)(replay)
+app.command(rich_help_panel=_HEAR)(run)
+app.command(rich_help_panel=_HEAR)(devices)
+app.command(rich_help_panel=_WATCH)(watch)
+app.command(rich_help_panel=_KEEP)(doctor)
+app.command(rich_help_panel=_KEEP)(bench)
