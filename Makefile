@@ -75,6 +75,7 @@ emulators:
 	  apt-get install -y -qq --no-install-recommends $(EMULATION_PACKAGES) >/dev/null; }
 
 $(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("$(PYTHON) is %d.%d; edgetag needs Python 3.11 or later: make PYTHON=python3.11" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(VENV)/demo.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python

@@ -106,7 +106,10 @@ def only_3_1_1(answer: Answer, refusal: bytes | None = OLD_REFUSAL) -> Answer:
 def test_nothing_listens() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    assert str(failure(at(port))) == f"nothing listens at mqtt://127.0.0.1:{port}: is the broker running?"
+    assert str(failure(at(port))) == (
+        f"nothing listens at mqtt://127.0.0.1:{port}: is the broker running? "
+        "(`sudo apt install mosquitto` puts one on this machine)"
+    )
 
 
 @pytest.mark.parametrize("version", ["auto", "5", "3.1.1"])

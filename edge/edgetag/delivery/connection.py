@@ -413,7 +413,9 @@ def reason_of(address: BrokerAddress, error: Exception, timeout_s: float | None 
         case socket.gaierror() | UnicodeError():
             reason = f"cannot find the host of {address}: is the name right, and is there a network?"
         case ConnectionRefusedError():
-            reason = f"nothing listens at {address}: is the broker running?"
+            here = address.host in ("localhost", "127.0.0.1", "::1")
+            remedy = " (`sudo apt install mosquitto` puts one on this machine)" if here else ""
+            reason = f"nothing listens at {address}: is the broker running?{remedy}"
         case TimeoutError():
             reason = _no_answer(address, timeout_s)
         case ssl.SSLCertVerificationError():

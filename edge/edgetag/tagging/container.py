@@ -34,6 +34,9 @@ class Container(Protocol):
         ...
 
 
+_REMEDY = "`edgetag train export` makes bundles, and the one that ships needs no path"
+
+
 class Folder(Container):
     """A bundle directory."""
 
@@ -51,8 +54,11 @@ class Folder(Container):
         try:
             return read_plain_file(file, limit)
         except FileNotFoundError:
-            hint = f"; is {self.path} a bundle?" if name == MANIFEST_NAME else ""
-            raise BundleError(f"{file} is missing{hint}") from None
+            if name != MANIFEST_NAME:
+                raise BundleError(f"{file} is missing") from None
+            if not self.path.exists():
+                raise BundleError(f"there is no bundle {self.path}; {_REMEDY}") from None
+            raise BundleError(f"{file} is missing, so {self.path} is no bundle; {_REMEDY}") from None
         except NotPlainError as error:
             raise BundleError(f"{file} is {error}; a bundle holds plain files only") from None
         except OSError as error:
