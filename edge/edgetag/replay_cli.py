@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -42,11 +42,14 @@ if TYPE_CHECKING:
     from edgetag.health import HealthWatch
     from edgetag.hearing import Said
     from edgetag.loading import Loaded
+    from edgetag.picture.album import Album
+    from edgetag.picture.portrait import Portrait, Sitting
     from edgetag.tagging.sounds import SoundEvents
     from edgetag.tagging.stream import EventStream, Heard
     from edgetag.workers import Ears, Workers
 
 _SPREAD = "Several processes"
+_PICTURES = "Pictures"
 
 
 def replay(
@@ -137,12 +140,22 @@ def replay(
     again: Annotated[
         bool, typer.Option("--again", help="Hear it all again, whatever is there.", rich_help_panel=_SPREAD)
     ] = False,
+    plot: Annotated[
+        str | None,
+        typer.Option(
+            "--plot",
+            metavar="OUT",
+            help="Draw the recording: spectrogram, level and tags. OUT is a .png, .svg or .pdf; for several "
+            "recordings a folder, with a picture each. Needs Matplotlib: pip install 'edgetag\\[plot]'.",
+            rich_help_panel=_PICTURES,
+        ),
+    ] = None,
 ) -> None:
     """Tag recordings in rolling ten-second windows.
 
     SIGHUP makes a replay by one process, without a terminal, read its configuration and bundle anew.
 
-    Example: edgetag replay street.flac --format table
+    Examples: edgetag replay street.flac --format table; edgetag replay street.flac --plot street.png
     """
     over = {"bundle__path": bundle and str(bundle), "runtime__variant": variant and variant.value}
     read = partial(settings_with, config, **over)
@@ -153,11 +166,13 @@ def replay(
             "--realtime": realtime,
             "--start": start,
             "--jobs": jobs - 1,
+            "--plot": plot,
         }
         address, folder = _spread_to(cluster, out, beside)
         _spread(files, read, hop, sensor, address, folder, again=again)
         return
     n_processes = _n_processes(jobs, files, realtime=realtime)
+    albums = _albums(files, n_processes, plot=plot)
     start_utc_s = None if start is None else start.replace(tzinfo=UTC).timestamp()
     with reader_may_leave(), _interrupted_by_sigterm(), _started(n_processes) as workers:
         n_failed = _replay(
@@ -171,9 +186,32 @@ def replay(
             sensor=sensor,
             prefix=prefix,
             start_utc_s=start_utc_s,
+            albums=albums,
         )
     if n_failed:
         raise typer.Exit(InputError.exit_code)
+
+
+def _albums(files: list[str], n_processes: int, *, plot: str | None) -> "list[Album]":
+    """What is to be drawn, and where; known to be possible.
+
+    Raises:
+        InputError: the recordings are heard by several processes, OUT does not suit them, or what draws is
+            not installed.
+        OutputError: it cannot be written there.
+    """
+    if plot is None:
+        return []
+    from edgetag.picture.album import PLOT_SUFFIXES, Album
+    from edgetag.picture.place import places
+
+    if n_processes > 1:
+        raise InputError("--plot draws what this process hears; leave --jobs out")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise InputError("--plot needs Matplotlib, which is not installed: pip install 'edgetag[plot]'")
+    from edgetag.picture.plot import draw
+
+    return [Album("--plot", places("--plot", plot, files, PLOT_SUFFIXES), draw)]
 
 
 @contextmanager
@@ -200,8 +238,9 @@ def _replay(
     sensor: str,
     prefix: str,
     start_utc_s: float | None,
+    albums: "list[Album]",
 ) -> int:
-    """Hear, here or by workers, and deliver; how many recordings could not be tagged, or not whole."""
+    """Hear, here or by workers, deliver and draw; how many recordings could not be tagged, or not whole."""
     from edgetag.daemon import analyser, sounds_of
     from edgetag.delivery.address import check_prefix, check_sensor
     from edgetag.health import HealthWatch
@@ -227,17 +266,18 @@ def _replay(
         hop_s = hop_samples / SAMPLE_RATE_HZ
         if replacement is not None:
             stack.enter_context(replacement)
-        sink = stack.enter_context(_sink(loaded, stream, format, mqtt, prefix, hop_s))
+        sitting = _sitting(loaded, hop_s, albums) if albums else None
+        sink = stack.enter_context(_sink(loaded, stream, format, mqtt, prefix, hop_s, sitting))
         if refusal:
             watch.refused(refusal)
         progress = is_terminal(sys.stderr) and not (is_terminal(sys.stdout) and (format or not mqtt))
         if workers is None:
             analyse = analyser(stream, sink, watch, sounds, replacement, hop_s)
-            heard = _hear_here(files, analyse, hop_samples, realtime=realtime, progress=progress)
+            heard = _hear_here(files, analyse, hop_samples, sitting, realtime=realtime, progress=progress)
         else:
             workers.equip(_ears(loaded, hop_samples))
             heard = _counted(workers.hear(files), len(files) if progress else None)
-        telling = _Telling(stream, sink, hop_samples, watch, sounds, start_utc_s, realtime=realtime)
+        telling = _Telling(stream, sink, hop_samples, watch, sounds, start_utc_s, sitting, realtime=realtime)
         for file, said in heard:
             try:
                 telling.tell(file, said)
@@ -270,6 +310,7 @@ class _Telling:
     watch: "HealthWatch"
     sounds: "SoundEvents"
     start_utc_s: float | None
+    sitting: "Sitting | None"
     realtime: bool
 
     def tell(self, file: str, said: "Iterator[Said]") -> None:
@@ -287,36 +328,50 @@ class _Telling:
         start_utc_s = self.start_utc_s
         if start_utc_s is None:
             start_utc_s = time.time() - (0.0 if self.realtime else begun.duration_s or 0.0)
-        summary = tell(
-            (window for window in said if not isinstance(window, Begun)),
-            self.stream,
-            self.sink,
-            hop_samples=self.hop_samples,
-            start_utc_s=start_utc_s,
-            label=os.fsencode(file).decode("utf-8", "replace"),
-            watch=self.watch,
-            sounds=self.sounds,
-        )
+        label = os.fsencode(file).decode("utf-8", "replace")
+        with self._drawn(file, label, start_utc_s):
+            summary = tell(
+                (window for window in said if not isinstance(window, Begun)),
+                self.stream,
+                self.sink,
+                hop_samples=self.hop_samples,
+                start_utc_s=start_utc_s,
+                label=label,
+                watch=self.watch,
+                sounds=self.sounds,
+            )
         summary.check(file)
         if self.start_utc_s is not None:
             self.start_utc_s += summary.audio_s
+
+    def _drawn(self, file: str, label: str, start_utc_s: float) -> AbstractContextManager[None]:
+        if self.sitting is None:
+            return nullcontext()
+        return self.sitting.of(file, label, start_utc_s, is_dated=self.start_utc_s is not None)
 
 
 def _hear_here(
     files: Iterable[str],
     analyse: "Callable[[Window], Heard]",
     hop_samples: int,
+    sitting: "Sitting | None",
     *,
     realtime: bool,
     progress: bool,
 ) -> "Iterator[tuple[str, Iterator[Said]]]":
     """Recordings one after the other, in this process; see `edgetag.workers.Workers.hear`."""
     for file in files:
-        yield file, _hear_one(file, analyse, hop_samples, realtime=realtime, progress=progress)
+        yield file, _hear_one(file, analyse, hop_samples, sitting, realtime=realtime, progress=progress)
 
 
 def _hear_one(
-    file: str, analyse: "Callable[[Window], Heard]", hop_samples: int, *, realtime: bool, progress: bool
+    file: str,
+    analyse: "Callable[[Window], Heard]",
+    hop_samples: int,
+    sitting: "Sitting | None",
+    *,
+    realtime: bool,
+    progress: bool,
 ) -> "Iterator[Said]":
     from edgetag.capture.file import open_recording
     from edgetag.daemon import real_time
@@ -325,6 +380,7 @@ def _hear_one(
     with open_recording(file) as source:
         yield Begun(source.duration_s)
         observers = [real_time(source.rate_hz)] if realtime else []
+        observers += [] if sitting is None else [sitting.listener(source.rate_hz)]
         with _progress(source, source.duration_s) if progress else nullcontext() as advance:
             observers += [advance] if advance else []
             yield from hear(source, analyse, hop_samples=hop_samples, observers=observers)
@@ -424,6 +480,7 @@ def _sink(
     mqtt: str | None,
     prefix: str,
     hop_s: float,
+    sitting: "Sitting | None",
 ) -> "Sink":
     """Where events go: to the broker if there is one, to stdout if a format is named or there is none."""
     from edgetag.delivery.sink import Tee
@@ -449,7 +506,18 @@ def _sink(
         from edgetag.delivery.stdout import Stdout
 
         sinks.append(Stdout(printer(loaded.tagger.taxonomy, format or Format.json), may_leave=bool(sinks)))
-    return Tee(sinks)
+    return Tee([*([] if sitting is None else [sitting]), *sinks])
+
+
+def _sitting(loaded: "Loaded", hop_s: float, albums: "list[Album]") -> "Sitting":
+    """Who gathers what there is to draw, and hands it to all that do."""
+    from edgetag.picture.portrait import Model, Sitting
+
+    def draw(file: str, portrait: "Portrait") -> None:
+        for album in albums:
+            album.add(file, portrait)
+
+    return Sitting(Model(loaded.tagger.info(hop_s), loaded.tagger.bundle.manifest), draw)
 
 
 @contextmanager

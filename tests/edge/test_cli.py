@@ -189,7 +189,7 @@ def test_a_damaged_bundle(edgetag: Run, street: Path, bundle: Path, tmp_path: Pa
 
 def test_no_bundle(edgetag: Run, street: Path, tmp_path: Path) -> None:
     """A directory that is none."""
-    refused(edgetag(street, bundle=tmp_path / "nowhere"), 3, "bundle.yaml is missing")
+    refused(edgetag(street, bundle=tmp_path / "nowhere"), 3, "there is no bundle")
 
 
 def test_an_unreachable_broker(edgetag: Run, street: Path) -> None:

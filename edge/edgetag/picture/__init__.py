@@ -1,0 +1,1 @@
+"""Pictures of recordings: what was heard in them, drawn for people."""
