@@ -16,6 +16,9 @@ from edgetag.bench_cli import bench
 from edgetag.bundle_cli import app as bundle_app
 from edgetag.config_cli import app as config_app
 from edgetag.contract.errors import EdgetagError
+from edgetag.dashboard_cli import PORT as DASHBOARD_PORT
+from edgetag.dashboard_cli import dashboard as serve_dashboard
+from edgetag.dashboard_cli import demonstrate
 from edgetag.deadline import INTERRUPTED_EXIT
 from edgetag.devices_cli import devices
 from edgetag.doctor_cli import doctor
@@ -77,11 +80,21 @@ def _root(
 
 
 @app.command(rich_help_panel=_BEGIN)
-def demo() -> None:
+def demo(
+    dashboard: Annotated[
+        bool, typer.Option("--dashboard", help="Streets that go on, in a browser, until Ctrl-C.")
+    ] = False,
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65_535, help="Of the dashboard; 0: any.")
+    ] = DASHBOARD_PORT,
+) -> None:
     """Replay a synthetic street through an embedded MQTT broker and show what a subscriber receives.
 
     Example: edgetag demo
     """
+    if dashboard:
+        demonstrate(port)
+        return
     from edgetag.demo.show import run_demo
 
     print_text(run_demo())
@@ -91,5 +104,6 @@ app.command(rich_help_panel=_HEAR)(replay)
 app.command(rich_help_panel=_HEAR)(run)
 app.command(rich_help_panel=_HEAR)(devices)
 app.command(rich_help_panel=_WATCH)(watch)
+app.command("dashboard", rich_help_panel=_WATCH)(serve_dashboard)
 app.command(rich_help_panel=_KEEP)(doctor)
 app.command(rich_help_panel=_KEEP)(bench)

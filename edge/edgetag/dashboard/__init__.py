@@ -6,5 +6,6 @@ broker ── subscription ── board ─┬─ /api/snapshot, /api/sensor   J
 static/   one page, its style and its script                     browser
 ```
 
-The broker's credentials stay here; a browser gets what `board` has read of the messages, and shows it as text.
+The broker's credentials stay here; a browser gets what `board` has read of the messages, and shows it as
+text.
 """

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 
-from edgetag.contract.errors import InputError, first_line
+from edgetag.contract.errors import MAX_CHARACTERS, InputError, first_line
 from edgetag.delivery.address import check_sensor
 
 MAX_SENSORS = 2_000
@@ -30,11 +30,14 @@ _OVERDUE_HOPS = 3
 _OVERDUE_S = 10.0  # more: a sensor that loads a bundle says nothing for so long
 
 _Text = Annotated[str, msgspec.Meta(max_length=MAX_CHARS)]
+_Sentence = Annotated[str, msgspec.Meta(max_length=2 * MAX_CHARACTERS)]  # it may quote a path
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 _Time = Annotated[datetime, msgspec.Meta(tz=True)]
 _Decibels = Annotated[float, msgspec.Meta(ge=-1_000, le=1_000)]
 _Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 _Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
+_Size = Annotated[float, msgspec.Meta(ge=0, le=1e15)]
+_Fractions = Annotated[dict[_Text, _Fraction], msgspec.Meta(max_length=256)]
 
 
 # -- what is read of the messages ----------------------------------------------------------------------------
@@ -64,6 +67,8 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     verdict: _Text
     level: Level
     active: Annotated[list[_Text], msgspec.Meta(max_length=256)]
+    coarse: _Fractions = {}
+    fine: _Fractions = {}
     audio: Audio = Audio()
     clock: Clock = Clock()
     late: bool = False
@@ -82,6 +87,7 @@ class Sound(msgspec.Struct, frozen=True, kw_only=True):
     end: _Time
     duration_s: _Seconds
     peak: _Fraction
+    id: _Text = ""
     reason: _Text = "faded"
 
 
@@ -90,7 +96,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
     schema: Literal["edgetag.status/1"]
     state: _Text
-    reason: _Text = ""
+    reason: _Sentence = ""
+    since: _Time | None = None
 
 
 class Info(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,31 +106,61 @@ class Info(msgspec.Struct, frozen=True, kw_only=True):
     schema: Literal["edgetag.info/1"]
     tags: Annotated[dict[_Text, _Text], msgspec.Meta(max_length=256)]
     hop_s: _Seconds = _DEFAULT_HOP_S
+    window_s: _Seconds = 0.0
+    edgetag: _Text = ""
+    bundle: _Text = ""
+    bundle_sha256: _Text = ""
+    variant: _Text = ""
+    taxonomy: _Text = ""
 
 
 class BundleHealth(msgspec.Struct, frozen=True):
     state: _Text = "ok"
-    reason: _Text = ""
+    reason: _Sentence = ""
 
 
 class Outbox(msgspec.Struct, frozen=True):
     depth: _Count = 0
     dropped: _Count = 0
     refused: _Count = 0
-    fault: _Text = ""
+    fault: _Sentence = ""
 
 
 class Delivery(msgspec.Struct, frozen=True):
     connects_last_hour: _Count = 0
+    last_error: _Sentence = ""
     outbox: Outbox = Outbox()
+
+
+class Listening(msgspec.Struct, frozen=True):
+    device: _Text = ""
+    heard_s: _Seconds = 0.0
+    lost_s: _Seconds = 0.0
+    overruns: _Count = 0
+
+
+class Load(msgspec.Struct, frozen=True):
+    step: _Count = 0
+    branches_skipped: _Count = 0
+    windows_skipped: _Count = 0
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
     """Of a message on `health`."""
 
     schema: Literal["edgetag.health/1"]
+    at: _Time | None = None
+    windows: _Count = 0
+    uptime_s: _Seconds = 0.0
+    cpu_s: _Seconds = 0.0
+    rss_mb: _Size = 0.0
+    disk_free_mb: _Size | None = None
+    temperature_c: Annotated[float, msgspec.Meta(ge=-300, le=1_000)] | None = None
+    clock_steps: _Count = 0
     bundle: BundleHealth = BundleHealth()
     delivery: Delivery = Delivery()
+    audio: Listening | None = None
+    load: Load | None = None
 
 
 Said: TypeAlias = Window | Sound | Status | Info | Health
@@ -201,8 +238,11 @@ class Sensor:
     @property
     def active(self) -> list[str]:
         """Names of the tags that are active in the last window; ids, where `info` has no name."""
-        names = {} if self.info is None else self.info.tags
-        return [] if self.window is None else [names.get(id, id) for id in self.window.active]
+        return [] if self.window is None else [self.name_of(id) for id in self.window.active]
+
+    def name_of(self, tag: str) -> str:
+        """A tag's name; its id, where `info` has no name."""
+        return tag if self.info is None else self.info.tags.get(tag, tag)
 
     @property
     def lag_s(self) -> float | None:

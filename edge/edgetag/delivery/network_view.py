@@ -137,7 +137,7 @@ def _body(network: Network, layout: _Layout, now_s: float, rows: int) -> Iterato
         return
     yield _header(layout)
     rows -= 1
-    by_id = sorted(network.sensors.values(), key=lambda sensor: _natural(sensor.id))
+    by_id = sorted(network.sensors.values(), key=lambda sensor: natural(sensor.id))
     blocks = [list(_block(sensor, layout, now_s)) for sensor in by_id[:rows]]
     if len(by_id) <= rows and sum(map(len, blocks)) <= rows:
         yield from chain(*blocks)
@@ -190,7 +190,7 @@ def _said(sensor: Sensor) -> Iterator[Text]:
     """What is heard, then what else there is to know, to be filled into lines."""
     heard = list(_heard(sensor))
     yield from heard
-    for index, remark in enumerate(_remarks(sensor)):
+    for index, remark in enumerate(remarks(sensor)):
         yield _text(f"· {remark}" if heard or index else remark, "yellow")
 
 
@@ -200,11 +200,16 @@ def _heard(sensor: Sensor) -> Iterator[Text]:
     for index, name in enumerate(active):
         yield _text(name if index == len(active) - 1 else f"{name},", "dim" if is_gone else "")
     if sensor.window is not None and not active:
-        yield _text(_verdict(sensor.window), "dim")
+        yield _text(verdict(sensor.window), "dim")
+
+
+def remarks(sensor: Sensor) -> Iterator[str]:
+    """What a person should know before trusting the figures, each in at most `MAX_CHARS` characters."""
+    for remark in _remarks(sensor):
+        yield remark if len(remark) <= MAX_CHARS else f"{remark[: MAX_CHARS - 1]}…"
 
 
 def _remarks(sensor: Sensor) -> Iterator[str]:
-    """What a person should know before trusting the figures."""
     if sensor.status is not None and sensor.state != "online" and sensor.status.reason:
         yield sensor.status.reason
     if sensor.state != "offline":
@@ -263,8 +268,8 @@ def _is_well(sensor: Sensor, now_s: float) -> bool:
     return sensor.state == "online" and not sensor.is_overdue(now_s)
 
 
-def _natural(id: str) -> list[tuple[int, str]]:
-    """`lamp-2` before `lamp-10`."""
+def natural(id: str) -> list[tuple[int, str]]:
+    """A key to sort ids by: `lamp-2` before `lamp-10`."""
     return [
         (int(part), "") if index % 2 else (0, part) for index, part in enumerate(re.split("([0-9]+)", id))
     ]
@@ -278,7 +283,7 @@ def log_line(news: News, now_s: float) -> str | None:
     sensor, said = news
     match said:
         case Window():
-            words = " · ".join([", ".join(sensor.active) or _verdict(said), *_doubts(said)])
+            words = " · ".join([", ".join(sensor.active) or verdict(said), *_doubts(said)])
             at, text = said.end, f"{_level(said.level)}{_GAP}{words}"
         case Sound():
             at, text = _at(said), _sound(said)
@@ -358,7 +363,8 @@ def _level(level: Level) -> str:
     return f"{level.laeq_db:.1f} {'dB(A)' if level.calibrated else 'dBFS(A)'}"
 
 
-def _verdict(window: Window) -> str:
+def verdict(window: Window) -> str:
+    """Why a window has no tags, in words."""
     return _VERDICTS.get(window.verdict, _words(window.verdict))
 
 

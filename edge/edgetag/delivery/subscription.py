@@ -23,7 +23,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from edgetag.contract.errors import EdgetagError, NetworkError
 from edgetag.delivery.address import BrokerAddress
-from edgetag.delivery.connection import BrokerClient, Connecting, connect
+from edgetag.delivery.connection import BrokerClient, Connecting, connect, tls_context
 from edgetag.delivery.network import MAX_PAYLOAD_BYTES
 
 MAX_WAITING = 10_000  # messages, some 20 MB; what a fleet's sensors have retained comes all at once
@@ -65,12 +65,13 @@ Arrival: TypeAlias = Message | Lost | Regained | Missed
 
 
 class Subscription:
-    """An ordinary subscriber. A lost connection is repaired for ever, but the first one must be made.
+    """An ordinary subscriber. A lost connection is repaired for ever; the first one must be made at once.
 
     Args:
         address: the broker.
         how: to connect.
         filters: of topics, each with its QoS.
+        is_patient: the first one, too, is tried for ever; `Regained` tells that it is there.
         max_waiting: most messages that wait for `next`.
         wait: for so many seconds, or until this is left.
         uniform: a random number from 0 to 1.
@@ -82,6 +83,7 @@ class Subscription:
         how: Connecting,
         filters: Sequence[tuple[str, int]],
         *,
+        is_patient: bool = False,
         max_waiting: int = MAX_WAITING,
         wait: Callable[[float], object] | None = None,
         uniform: Callable[[], float] = random.random,
@@ -89,6 +91,7 @@ class Subscription:
         self._address = address
         self._how = how
         self._filters = list(filters)
+        self._is_patient = is_patient
         self._max_waiting = max_waiting
         self._leaving = threading.Event()
         self._wait = wait or self._leaving.wait
@@ -102,13 +105,16 @@ class Subscription:
         self._n_missed_said = 0
 
     def __enter__(self) -> Self:
-        """Connected and subscribed when it returns.
+        """Connected and subscribed when it returns, or about to be if it is patient.
 
         Raises:
             InputError: a certificate or key cannot be used.
             NetworkError: the broker cannot be reached, or refuses the connection or every topic.
         """
-        self._client = self._subscribed()
+        if self._is_patient:
+            self._check_files()
+        else:
+            self._client = self._subscribed()
         self._thread.start()
         return self
 
@@ -131,16 +137,34 @@ class Subscription:
             self._client.disconnect()
         self._thread.join(_LEAVE_S)
 
+    def _check_files(self) -> None:
+        if self._address.is_tls:
+            tls_context(self._how.tls)
+
     # -- the thread --------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        if self._client is None:
+            self._client = self._subscribed_at_last()
         while self._client is not None:
+            if self._leaving.is_set():  # while it was being connected
+                self._client.break_off()
+                return
             try:
                 self._client.attend()
             except NetworkError as error:
                 self._client = self._subscribed_again(str(error))
             else:
                 return
+
+    def _subscribed_at_last(self) -> BrokerClient | None:
+        """At once, or after as many attempts as it takes; None if this is left before."""
+        try:
+            client = self._subscribed()
+        except EdgetagError as error:
+            return self._subscribed_again(str(error))
+        self._arrivals.put(Regained())
+        return client
 
     def _subscribed_again(self, reason: str) -> BrokerClient | None:
         """After as many attempts as it takes; None if this is left before."""
