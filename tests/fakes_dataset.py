@@ -61,3 +61,40 @@ def write_streets(
 def write_wav(path: Path, samples: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, samples.astype(np.float32), RATE_HZ)
+
+
+HARBOUR = """\
+name: harbour
+coarse:
+  1: ship
+  2: gull
+  quay: quay-work
+fine:
+  1: {1: horn, 2: engine, X: other-ship}
+  2: {1: gull}
+  quay: {crane: crane, chain: chain, X: other-quay-work}
+"""
+"""A city's own tags, as train/README.md has them: an id in letters, "X" tags, a category of a single kind."""
+
+HARBOUR_KINDS = (("1", "1-1", 120), ("2", "2-1", 2500), ("quay", "quay-crane", 600))
+
+
+def write_harbour(folder: Path, splits: Sequence[str] = ("train",) * 6 + ("validate",) * 3) -> None:
+    """Recording k: hiss, with a horn, a gull or a crane in turn; annotated with the tags of `HARBOUR`."""
+    rng = np.random.default_rng(2)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "taxonomy.yaml").write_text(HARBOUR)
+    tags = {
+        "1": "ship", "2": "gull", "quay": "quay-work", "1-1": "horn", "1-2": "engine", "1-X": "other-ship",
+        "2-1": "gull", "quay-crane": "crane", "quay-chain": "chain", "quay-X": "other-quay-work",
+    }  # fmt: skip
+    t_s = np.arange(10 * RATE_HZ) / RATE_HZ
+    with (folder / "annotations.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        columns = [f"{id}_{name}_presence" for id, name in tags.items()]
+        writer.writerow(["split", "sensor_id", "audio_filename", "annotator_id", *columns])
+        for k, split in enumerate(splits):
+            *present, hz = HARBOUR_KINDS[k % len(HARBOUR_KINDS)]
+            writer.writerow([split, f"pier-{k}", f"{k}.wav", 0, *(int(id in present) for id in tags)])
+            sound = 0.1 * np.sin(2 * np.pi * hz * t_s) + rng.normal(0, 0.02, len(t_s))
+            write_wav(folder / "audio" / f"{k}.wav", sound)

@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 
 from edgetag.contract.errors import InputError
 from edgetag.contract.taxonomy import SONYC_UST
-from edgetag_train.data.annotations import PRESENCE_COLUMNS, Labels, read_annotations
+from edgetag_train.data.annotations import Labels, presence_columns, read_annotations
 
 SHARED = Path(os.environ.get("EDGETAG_SHARED", Path(__file__).parents[3] / "shared"))
 TABLES = {
     "dataset": SHARED / "sonyc-ust" / "annotations.csv",
     "audio": SHARED / "audio" / "sonyc" / "annotations.csv",
 }
+PRESENCE_COLUMNS = presence_columns(SONYC_UST)
 COLUMN = {tag_id: column for column, tag_id in enumerate(SONYC_UST.ids)}
 HUMAN = COLUMN["7"]
 

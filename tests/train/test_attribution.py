@@ -7,6 +7,7 @@ import pytest
 
 from edgetag.contract.errors import InputError
 from edgetag_train.attribution import write_attribution
+from fakes_dataset import write_harbour, write_streets
 
 COLUMNS = ["path", "coarse", "fine", "recording_id", "licence", "source_repo"]
 
@@ -17,6 +18,7 @@ def write_manifest(data: Path, **columns: list[str]) -> None:
         ["b.flac", "8_dog", "dog-barking-whining", "2", "CC0 1.0", "another/repo"],
     ]
     (data / "clips").mkdir(parents=True)
+    write_streets(data, ("train",))
     pd.DataFrame(rows, columns=COLUMNS).assign(**columns).to_csv(data / "clips" / "manifest.csv", index=False)
 
 
@@ -46,3 +48,16 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read"):
         write_attribution(tmp_path / "data", [tmp_path / "nowhere"], tmp_path / "list.md")
     assert not (tmp_path / "list.md").exists()
+
+
+def test_streets_of_a_citys_own_tags_are_not_said_to_be_sonycs(tmp_path: Path) -> None:
+    """Whose they are the list cannot know; it asks."""
+    write_harbour(tmp_path)
+    (tmp_path / "clips").mkdir()
+    pd.DataFrame([["a.flac", "1_ship", "horn", "1", "CC0 1.0", "a/repo"]], columns=COLUMNS).to_csv(
+        tmp_path / "clips" / "manifest.csv", index=False
+    )
+    write_attribution(tmp_path, [], tmp_path / "list.md")
+    text = (tmp_path / "list.md").read_text()
+    assert "SONYC" not in text
+    assert "the tags of harbour" in text

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from edgetag.contract.taxonomy import SONYC_UST
 from edgetag.dsp.logmel import LogMel
 from edgetag_train.data.augment import Augmentation, augment
 from edgetag_train.data.scenes import rms
@@ -42,7 +43,7 @@ def test_pitch_moves_a_tone_by_its_ratio(seed: int) -> None:
 
 
 @pytest.mark.parametrize("snr_db", [-6.0, 0.0, 20.0])
-@pytest.mark.parametrize("backgrounds", [(), (Sound(tone(300, 50_000), absent(), "hum"),)])
+@pytest.mark.parametrize("backgrounds", [(), (Sound(tone(300, 50_000), absent(SONYC_UST), "hum"),)])
 def test_noise_has_the_snr_asked_for(snr_db: float, backgrounds: tuple[Sound, ...]) -> None:
     """Of the whole window, signal to added noise, with clips and without."""
     clean = tone(1000)
@@ -52,7 +53,7 @@ def test_noise_has_the_snr_asked_for(snr_db: float, backgrounds: tuple[Sound, ..
 
 def test_noise_comes_from_the_backgrounds() -> None:
     """A background that hums at 300 Hz is what is heard behind a silence-like tone."""
-    hum = Sound(tone(300, 50_000), absent(), "hum")
+    hum = Sound(tone(300, 50_000), absent(SONYC_UST), "hum")
     noise = varied(tone(5000), 1, (hum,), noise_share=1, noise_snr_db=(0, 0)) - tone(5000)
     assert peak_hz(noise) == pytest.approx(300, abs=2)
 

@@ -90,7 +90,7 @@ def test_from_a_table_to_a_report_and_a_bundle(
     assert figures == json.loads((tmp_path / "figures.json").read_text())
     for level in ("coarse", "fine"):
         assert {"micro_auprc", "micro_f1", "macro_auprc", "class_auprc"} <= figures[level].keys()
-    assert len(read_predictions(table).filenames) == 4
+    assert len(read_predictions(table, SONYC_UST).filenames) == 4
     submitted = json.loads(edgetag("train", "evaluate", table, *source).out)
     assert submitted == figures
 

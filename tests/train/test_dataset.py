@@ -10,9 +10,11 @@ import soundfile
 from structlog.testing import capture_logs
 
 from edgetag.contract.errors import InputError
-from edgetag_train.data.annotations import PRESENCE_COLUMNS
+from edgetag.contract.taxonomy import SONYC_UST
+from edgetag_train.data.annotations import presence_columns
 from edgetag_train.data.dataset import content_digests, open_dataset
 
+PRESENCE_COLUMNS = presence_columns(SONYC_UST)
 SPLITS = {"a.wav": "train", "b.wav": "train", "c.wav": "validate", "d.wav": "test"}
 
 

@@ -28,7 +28,7 @@ from edgetag.dsp.logmel import LogMel
 from edgetag.tagging.bundle import OnnxNet
 from edgetag.tagging.embedding import Embedder
 from edgetag_train.data import compute
-from edgetag_train.data.annotations import PRESENCE_COLUMNS
+from edgetag_train.data.annotations import presence_columns
 from edgetag_train.data.augment import Augmentation, augment
 from edgetag_train.data.dataset import content_digests, open_dataset
 from edgetag_train.data.features import (
@@ -66,7 +66,7 @@ def data(tmp_path: Path) -> Path:
         write(folder / "audio" / f"{k}.wav", rng.normal(0, 0.05, (3 + 2 * k) * RATE_HZ))
     with (folder / "annotations.csv").open("w", newline="") as file:
         rows = csv.writer(file)
-        rows.writerow(["split", "sensor_id", "audio_filename", "annotator_id", *PRESENCE_COLUMNS])
+        rows.writerow(["split", "sensor_id", "audio_filename", "annotator_id", *presence_columns(SONYC_UST)])
         for k in range(N_RECORDINGS):
             rows.writerow(["train", k, f"{k}.wav", 1, *(int(j == k) for j in range(37))])
     write_clips(
@@ -160,7 +160,7 @@ def test_variants_follow_their_original(data: Path, tmp_path: Path) -> None:
 def test_backgrounds_are_what_is_added(data: Path, tmp_path: Path) -> None:
     """Other backgrounds, other rows."""
     noisy = Augmentation(variants=1, noise_share=1.0)
-    hum = Sound(tone(60, 1).astype(np.float32), absent(), "hum")
+    hum = Sound(tone(60, 1).astype(np.float32), absent(SONYC_UST), "hum")
     found = [of_recordings(data, tmp_path / "cache", augmentation=noisy, backgrounds=b) for b in ((), (hum,))]
     np.testing.assert_array_equal(found[0].logmel[::2], found[1].logmel[::2])
     assert not np.array_equal(found[0].logmel[1::2], found[1].logmel[1::2])
@@ -592,5 +592,7 @@ def test_nothing_of_a_stack_is_copied(data: Path, tmp_path: Path) -> None:
 
 def test_a_library_may_be_given_as_any_sequence() -> None:
     """Scenes ask for one recording at a time."""
-    sound = Sound(np.ones(441_000, np.float32), absent(), "")
-    assert SceneMixer(Library([sound], [], [sound]), SceneSettings()).scene(0)[0].shape == (441_000,)
+    sound = Sound(np.ones(441_000, np.float32), absent(SONYC_UST), "")
+    assert SceneMixer(Library([sound], [], [sound], SONYC_UST), SceneSettings()).scene(0)[0].shape == (
+        441_000,
+    )

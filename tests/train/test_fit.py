@@ -1,6 +1,7 @@
 """One net's training: what is the same twice, what an interruption changes (nothing), what stops it."""
 
 import math
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -9,6 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from edgetag.contract.taxonomy import SONYC_UST
 from edgetag_train.data.features import Windows
 from edgetag_train.fit.loop import (
     DivergedError,
@@ -66,7 +68,7 @@ def run(
     kept = one.run(
         Examples(made, rows, made.labels),
         Examples(made, rows, made.labels),
-        judge_root,
+        partial(judge_root, SONYC_UST),
         checkpoint=folder / "net.partial",
         stop=stop,
         on_step=on_step,
@@ -135,7 +137,7 @@ def test_the_best_epoch_is_kept(tmp_path: Path) -> None:
     judged.restore(one.state() | {"net": kept["coarse"]})
     made = windows()
     probabilities, _ = judged.evaluate(Examples(made, np.arange(len(made)), made.labels))
-    assert judge_root(made.labels, probabilities)["coarse_micro_auprc"] == pytest.approx(best)
+    assert judge_root(SONYC_UST, made.labels, probabilities)["coarse_micro_auprc"] == pytest.approx(best)
 
 
 def test_training_learns(tmp_path: Path) -> None:
@@ -197,7 +199,7 @@ def test_a_validation_loss_that_is_no_number_stops(tmp_path: Path) -> None:
         fitting().run(
             Examples(made, rows, made.labels),
             Examples(broken, rows, made.labels),
-            judge_root,
+            partial(judge_root, SONYC_UST),
             checkpoint=tmp_path / "net.partial",
             stop=Stop(),
             on_step=lambda done, of: None,

@@ -175,7 +175,7 @@ def figures(expected: dict) -> Scores:
 def test_official_figures(golden: tuple[np.ndarray, np.ndarray, dict], level: Level) -> None:
     """On SONYC-UST's verified recordings every figure equals the official evaluator's to 1e-9."""
     truth, scores, expected = golden
-    assert_same(evaluate(truth, scores, level), figures(expected[level]))
+    assert_same(evaluate(truth, scores, level, SONYC_UST), figures(expected[level]))
 
 
 @pytest.mark.shared
@@ -183,7 +183,7 @@ def test_official_figures(golden: tuple[np.ndarray, np.ndarray, dict], level: Le
 def test_official_figures_on_every_machine(golden: tuple[np.ndarray, np.ndarray, dict], level: Level) -> None:
     """With ties by threshold the golden class and macro AUPRC and F1 hold to 1e-9, micro AUPRC to 5e-4."""
     truth, scores, expected = golden
-    found = evaluate(truth, scores, level, ties="threshold")
+    found = evaluate(truth, scores, level, SONYC_UST, ties="threshold")
     assert found.micro_auprc == pytest.approx(expected[level]["micro_auprc"], abs=5e-4)
     assert_same(found, figures({**expected[level], "micro_auprc": found.micro_auprc}))
 
@@ -197,7 +197,7 @@ def test_reference_on_real_data(
     """On real labels, with scores rounded into ties, the figures equal the slow reference's."""
     truth, scores, _ = golden
     truth, scores = truth[::8], np.round(scores[::8], 2)
-    assert_same(evaluate(truth, scores, level, ties=ties), reference(truth, scores, level, ties))
+    assert_same(evaluate(truth, scores, level, SONYC_UST, ties=ties), reference(truth, scores, level, ties))
 
 
 # -- the slow reference -----------------------------------------------------------------------------------
@@ -219,7 +219,7 @@ def truths_and_scores(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
 @settings(deadline=None, max_examples=150)
 def test_reference(case: tuple[np.ndarray, np.ndarray], level: Level, ties: Ties) -> None:
     """Counting by sorted scores gives what judging every threshold and recording one by one gives."""
-    assert_same(evaluate(*case, level, ties=ties), reference(*case, level, ties))
+    assert_same(evaluate(*case, level, SONYC_UST, ties=ties), reference(*case, level, ties))
 
 
 @each_level
@@ -228,14 +228,14 @@ def test_reference(case: tuple[np.ndarray, np.ndarray], level: Level, ties: Ties
 def test_reference_with_long_ties(level: Level, ties: Ties, present: float) -> None:
     """Recalls tied over more points than a sort keeps in order by accident give the reference's areas."""
     truth, scores = drawn(present=present, steps=40)
-    assert_same(evaluate(truth, scores, level, ties=ties), reference(truth, scores, level, ties))
+    assert_same(evaluate(truth, scores, level, SONYC_UST, ties=ties), reference(truth, scores, level, ties))
 
 
 @each_level
 def test_all_zeros(level: Level) -> None:
     """Scores of 0 open one threshold, 1.0, where nothing is predicted: from (0, 1) to (0, 0) to (1, 0)."""
     truth, scores = drawn()
-    found = evaluate(truth, np.zeros_like(scores), level)
+    found = evaluate(truth, np.zeros_like(scores), level, SONYC_UST)
     assert (found.micro_auprc, found.micro_f1, found.macro_auprc) == (0, 0, 0)
 
 
@@ -244,7 +244,7 @@ def test_all_zeros(level: Level) -> None:
 def test_perfect_scores(level: Level, ties: Ties) -> None:
     """Scores that equal the truth score 1 everywhere, X tags and all."""
     truth, _ = drawn()
-    found = evaluate(truth, truth, level, ties=ties)
+    found = evaluate(truth, truth, level, SONYC_UST, ties=ties)
     assert (found.micro_auprc, found.micro_f1, found.macro_auprc) == (1, 1, 1)
     assert set(found.class_auprc.values()) == {1.0}
 
@@ -274,13 +274,13 @@ def test_perfect_scores(level: Level, ties: Ties) -> None:
 def test_fine_falls_back_to_coarse(present: str, predicted: str, tp: int, fp: int, fn: int) -> None:
     """Hits, false alarms and misses around an X tag, read from F1 (beside one certain hit elsewhere)."""
     tags = lambda names: {tag: [1] for tag in [*names.split(), "2-1"]}  # noqa: E731
-    found = evaluate(*only(tags(present), tags(predicted)), "fine")
+    found = evaluate(*only(tags(present), tags(predicted)), "fine", SONYC_UST)
     assert found.micro_f1 == pytest.approx(2 * (tp + 1) / (2 * (tp + 1) + fp + fn))
 
 
 def test_thresholds_are_those_of_complete_tags() -> None:
     """A score of X between two scores of complete tags is predicted only from the lower one down."""
-    found = evaluate(*only({"2-1": [1]}, {"2-1": [1], "1-X": [0.9], "1-1": [0.1]}), "fine")
+    found = evaluate(*only({"2-1": [1]}, {"2-1": [1], "1-X": [0.9], "1-1": [0.1]}), "fine", SONYC_UST)
     assert found.micro_f1 == 1
 
 
@@ -303,7 +303,7 @@ def test_coarse_equals_scikit_learn(steps: int) -> None:
     """Coarse areas in threshold order are those under scikit-learn's curve, class by class and pooled."""
     truth, scores = drawn(steps=steps)
     scores = opened(scores)
-    found = evaluate(truth, scores, "coarse", ties="threshold")
+    found = evaluate(truth, scores, "coarse", SONYC_UST, ties="threshold")
     classes = {tag: sklearn_area(truth[:, COLUMN[tag]], scores[:, COLUMN[tag]]) for tag in found.class_auprc}
     assert found.class_auprc == pytest.approx(classes, abs=1e-12)
     assert found.micro_auprc == pytest.approx(sklearn_area(truth[:, COARSE], scores[:, COARSE]), abs=1e-12)
@@ -314,7 +314,7 @@ def test_coarse_f1_equals_scikit_learn(steps: int) -> None:
     """Coarse micro F1 is scikit-learn's of "score at least 0.5"."""
     truth, scores = drawn(steps=steps)
     expected = f1_score(truth[:, COARSE], scores[:, COARSE] >= 0.5, average="micro")
-    assert evaluate(truth, scores, "coarse").micro_f1 == pytest.approx(expected, abs=1e-12)
+    assert evaluate(truth, scores, "coarse", SONYC_UST).micro_f1 == pytest.approx(expected, abs=1e-12)
 
 
 # -- classes without positives, tags without labels ---------------------------------------------------------
@@ -329,9 +329,9 @@ def tags_of(coarse_id: str) -> list[int]:
 def test_class_without_positives(level: Level) -> None:
     """A class that never occurs is named and left out of the macro average; the others keep their areas."""
     truth, scores = drawn()
-    everything = evaluate(truth, scores, level)
+    everything = evaluate(truth, scores, level, SONYC_UST)
     truth[:, tags_of("4")] = 0
-    found = evaluate(truth, scores, level)
+    found = evaluate(truth, scores, level, SONYC_UST)
     assert found.classes_without_positives == ["4"]
     assert found.class_auprc == {tag: x for tag, x in everything.class_auprc.items() if tag != "4"}
     assert found.macro_auprc == pytest.approx(np.mean(list(found.class_auprc.values())))
@@ -342,9 +342,9 @@ def test_false_alarms_of_a_class_without_positives(level: Level) -> None:
     """False alarms in a class that never occurs lower the micro figures."""
     truth, scores = drawn()
     truth[:, tags_of("4")] = scores[:, tags_of("4")] = 0
-    quiet = evaluate(truth, scores, level)
+    quiet = evaluate(truth, scores, level, SONYC_UST)
     scores[:, tags_of("4")] = 0.9
-    loud = evaluate(truth, scores, level)
+    loud = evaluate(truth, scores, level, SONYC_UST)
     assert loud.micro_f1 < quiet.micro_f1
     assert loud.micro_auprc < quiet.micro_auprc
     assert loud.macro_auprc == quiet.macro_auprc
@@ -355,7 +355,7 @@ def test_false_alarms_of_a_class_without_positives(level: Level) -> None:
 def test_no_positive_at_all(level: Level, value: float) -> None:
     """Without a positive, or a label, there is nothing to average: NaN, and every class is named."""
     _, scores = drawn()
-    found = evaluate(np.full_like(scores, value), scores, level)
+    found = evaluate(np.full_like(scores, value), scores, level, SONYC_UST)
     assert np.isnan([found.micro_auprc, found.micro_f1, found.macro_auprc]).all()
     assert found.class_auprc == {}
     assert found.classes_without_positives == list(SONYC_UST.coarse_ids)
@@ -366,10 +366,10 @@ def test_no_positive_at_all(level: Level, value: float) -> None:
 def test_unlabelled_recordings_are_left_out(level: Level, ties: Ties) -> None:
     """One unlabelled tag takes its recording out of that category, truth and scores, and out of no other."""
     truth, scores = drawn()
-    everything = evaluate(truth, scores, level, ties=ties)
-    without = evaluate(truth[20:], scores[20:], level, ties=ties)
+    everything = evaluate(truth, scores, level, SONYC_UST, ties=ties)
+    without = evaluate(truth[20:], scores[20:], level, SONYC_UST, ties=ties)
     truth[:20, [COLUMN["7"], COLUMN["7-2"]]] = np.nan
-    found = evaluate(truth, scores, level, ties=ties)
+    found = evaluate(truth, scores, level, SONYC_UST, ties=ties)
     assert found.class_auprc == {**everything.class_auprc, "7": without.class_auprc["7"]}
 
 
@@ -380,7 +380,9 @@ def test_levels_read_only_their_columns() -> None:
     for level, unused in (("coarse", slice(n_coarse, None)), ("fine", slice(0, n_coarse))):
         blind_truth, blind_scores = truth.copy(), scores.copy()
         blind_truth[:, unused] = blind_scores[:, unused] = np.nan
-        assert evaluate(blind_truth, blind_scores, level) == evaluate(truth, scores, level)
+        assert evaluate(blind_truth, blind_scores, level, SONYC_UST) == evaluate(
+            truth, scores, level, SONYC_UST
+        )
 
 
 # -- curves -------------------------------------------------------------------------------------------------
@@ -390,9 +392,9 @@ def test_levels_read_only_their_columns() -> None:
 @settings(deadline=None, max_examples=50)
 def test_curves_hold_the_areas(case: tuple[np.ndarray, np.ndarray], level: Level) -> None:
     """The area under each curve is the class AUPRC, recall never falls, and both ends are the challenge's."""
-    found = curves(*case, level)
+    found = curves(*case, level, SONYC_UST)
     areas = {tag: float(auc(curve.recall, curve.precision)) for tag, curve in found.items()}
-    assert areas == pytest.approx(evaluate(*case, level, ties="threshold").class_auprc, abs=1e-12)
+    assert areas == pytest.approx(evaluate(*case, level, SONYC_UST, ties="threshold").class_auprc, abs=1e-12)
     for recall, precision in found.values():
         assert (np.diff(recall) >= 0).all()
         assert (recall[0], precision[0], recall[-1], precision[-1]) == (0, 1, 1, 0)
@@ -407,8 +409,8 @@ def test_order_of_recordings_does_not_matter(level: Level, ties: Ties) -> None:
     """Rows permuted alike in truth and scores give the same figures, to the bit."""
     truth, scores = drawn(steps=40)
     shuffled = np.random.default_rng(1).permutation(len(truth))
-    assert evaluate(truth[shuffled], scores[shuffled], level, ties=ties) == evaluate(
-        truth, scores, level, ties=ties
+    assert evaluate(truth[shuffled], scores[shuffled], level, SONYC_UST, ties=ties) == evaluate(
+        truth, scores, level, SONYC_UST, ties=ties
     )
 
 
@@ -416,8 +418,8 @@ def test_single_precision_is_welcome() -> None:
     """What a net and a label table give, float32, is scored as the same numbers in float64 are."""
     truth, scores = drawn()
     single = scores.astype(np.float32)
-    assert evaluate(truth.astype(np.float32), single, "fine") == evaluate(
-        truth, single.astype(np.float64), "fine"
+    assert evaluate(truth.astype(np.float32), single, "fine", SONYC_UST) == evaluate(
+        truth, single.astype(np.float64), "fine", SONYC_UST
     )
 
 
@@ -425,7 +427,7 @@ def test_inputs_stay_as_they_are() -> None:
     """Evaluating changes neither truth nor scores."""
     truth, scores = drawn()
     before = truth.copy(), scores.copy()
-    evaluate(truth, scores, "fine")
+    evaluate(truth, scores, "fine", SONYC_UST)
     np.testing.assert_array_equal((truth, scores), before)
 
 
@@ -434,7 +436,7 @@ def test_speed() -> None:
     truth, scores = drawn(n_recordings=443, steps=10**9)
     begin_s = time.perf_counter()
     for level in LEVELS:
-        evaluate(truth, scores, level)
+        evaluate(truth, scores, level, SONYC_UST)
     assert time.perf_counter() - begin_s < 0.5
 
 
@@ -457,13 +459,13 @@ def test_refusals(truth: np.ndarray, scores: np.ndarray, message: str, level: Le
     if level == "fine":
         message = message.replace("tag 1", "tag 1-1")
     with pytest.raises(InputError, match=message):
-        evaluate(truth, scores, level)
+        evaluate(truth, scores, level, SONYC_UST)
 
 
 def test_unknown_level_or_order() -> None:
     """A level or an order of ties that does not exist is refused."""
     truth, scores = drawn()
     with pytest.raises(InputError, match="'medium'"):
-        evaluate(truth, scores, "medium")
+        evaluate(truth, scores, "medium", SONYC_UST)
     with pytest.raises(InputError, match="'random'"):
-        evaluate(truth, scores, "fine", ties="random")
+        evaluate(truth, scores, "fine", SONYC_UST, ties="random")

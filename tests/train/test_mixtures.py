@@ -10,6 +10,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from edgetag.contract.errors import InputError
+from edgetag.contract.taxonomy import SONYC_UST
 from edgetag_train.data import mixtures
 from edgetag_train.data.mixtures import Mixer, Pool, at_16_khz, read_folder
 from edgetag_train.data.sounds import Sound, absent
@@ -131,7 +132,7 @@ def test_a_sound_comes_out_as_it_went_in() -> None:
 
 
 def test_sounds_at_44100_hz_become_sounds_at_16000_hz() -> None:
-    [(samples, group)] = at_16_khz([Sound(tone(400, 1, 44_100), absent(), "a street")])
+    [(samples, group)] = at_16_khz([Sound(tone(400, 1, 44_100), absent(SONYC_UST), "a street")])
     assert group == "a street"
     assert samples.shape == (RATE_HZ,)
     middle = slice(2000, -2000)

@@ -14,10 +14,11 @@ from hypothesis.extra.numpy import arrays
 from edgetag.contract.errors import InputError, OutputError
 from edgetag.contract.taxonomy import SONYC_UST
 from edgetag_train.data.annotations import read_annotations
-from edgetag_train.predictions import LABELS, figures, read_predictions, write_predictions
+from edgetag_train.predictions import figures, read_predictions, write_predictions
 
 SHARED = Path(os.environ.get("EDGETAG_SHARED", Path(__file__).parents[3] / "shared"))
 N_TAGS = len(SONYC_UST.ids)
+LABELS = SONYC_UST.labels
 COARSE, FINE = slice(0, 8), slice(8, N_TAGS)
 NAMES = ("00_000066.wav", "00_000118.wav", 'a, quoted "name".wav', "ночь.wav")
 
@@ -50,8 +51,8 @@ def test_round_trip(tmp_path_factory: pytest.TempPathFactory, data: st.DataObjec
     width = np.dtype(dtype).itemsize * 8
     scores = data.draw(arrays(dtype, (len(names), N_TAGS), elements=st.floats(0, 1, width=width)))
     path = tmp_path_factory.mktemp("round") / "predictions.csv"
-    write_predictions(path, names, scores)
-    found = read_predictions(path)
+    write_predictions(path, names, scores, SONYC_UST)
+    found = read_predictions(path, SONYC_UST)
     assert found.filenames == tuple(names)
     np.testing.assert_array_equal(found.scores.astype(dtype), scores, strict=True)
     np.testing.assert_array_equal(found.scores, scores.astype(np.float64))
@@ -59,7 +60,7 @@ def test_round_trip(tmp_path_factory: pytest.TempPathFactory, data: st.DataObjec
 
 def test_fine_columns_come_first(tmp_path: Path) -> None:
     """The header is the challenge's: the name, 29 fine columns, 8 coarse ones."""
-    write_predictions(tmp_path / "p.csv", NAMES, drawn())
+    write_predictions(tmp_path / "p.csv", NAMES, drawn(), SONYC_UST)
     header = (tmp_path / "p.csv").read_text(encoding="utf-8").splitlines()[0].split(",")
     assert header == ["audio_filename", *LABELS[FINE], *LABELS[COARSE]]
 
@@ -69,16 +70,16 @@ def test_one_level(tmp_path: Path, absent: slice, present: slice) -> None:
     """A level that is all NaN is not written, and comes back as NaN."""
     scores = drawn()
     scores[:, absent] = np.nan
-    write_predictions(tmp_path / "p.csv", NAMES, scores)
+    write_predictions(tmp_path / "p.csv", NAMES, scores, SONYC_UST)
     assert not set(LABELS[absent]) & set((tmp_path / "p.csv").read_text(encoding="utf-8").split(","))
-    np.testing.assert_array_equal(read_predictions(tmp_path / "p.csv").scores, scores)
+    np.testing.assert_array_equal(read_predictions(tmp_path / "p.csv", SONYC_UST).scores, scores)
 
 
 def test_columns_in_any_order(tmp_path: Path) -> None:
     """Columns are read by name; unknown ones, like the one pandas adds for its index, are ignored."""
     header = ["", *reversed(HEADER), "note"]
     path = table(tmp_path / "p.csv", header, ["0", *reversed(whole_row(**{"1-X": 0.25})), "loud"])
-    found = read_predictions(path)
+    found = read_predictions(path, SONYC_UST)
     assert found.filenames == ("a.wav",)
     assert dict(zip(SONYC_UST.ids, found.scores[0], strict=True))["1-X"] == 0.25
 
@@ -87,7 +88,7 @@ def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path: Path) -> None:
     """Spreadsheets write one in front of the first column's name."""
     path = table(tmp_path / "p.csv", HEADER, whole_row())
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-    assert read_predictions(path).filenames == ("a.wav",)
+    assert read_predictions(path, SONYC_UST).filenames == ("a.wav",)
 
 
 # -- refusals ---------------------------------------------------------------------------------------------
@@ -115,7 +116,7 @@ def test_refusals(tmp_path: Path, header: list[str], rows: list[list[object]], m
     """A table that cannot be judged is refused in one sentence that names the file and the value."""
     path = table(tmp_path / "bad.csv", header, *rows)
     with pytest.raises(InputError, match=f"bad.csv: .*{message}"):
-        read_predictions(path)
+        read_predictions(path, SONYC_UST)
 
 
 def test_unreadable(tmp_path: Path) -> None:
@@ -123,7 +124,7 @@ def test_unreadable(tmp_path: Path) -> None:
     (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00\x81")
     for name in ("", "missing.csv", "binary.csv"):
         with pytest.raises(InputError, match="not a readable table"):
-            read_predictions(tmp_path / name)
+            read_predictions(tmp_path / name, SONYC_UST)
 
 
 @pytest.mark.parametrize(
@@ -142,14 +143,14 @@ def test_nothing_wrong_is_written(tmp_path: Path, names: tuple[str, ...], change
     for place, value in change.items():
         scores[place] = value
     with pytest.raises(InputError, match=message):
-        write_predictions(tmp_path / "p.csv", names, scores)
+        write_predictions(tmp_path / "p.csv", names, scores, SONYC_UST)
     assert not (tmp_path / "p.csv").exists()
 
 
 def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
     """A folder that does not exist is an output error, not a trace."""
     with pytest.raises(OutputError, match="cannot be written"):
-        write_predictions(tmp_path / "missing" / "p.csv", NAMES, drawn())
+        write_predictions(tmp_path / "missing" / "p.csv", NAMES, drawn(), SONYC_UST)
 
 
 # -- figures ----------------------------------------------------------------------------------------------
@@ -167,10 +168,14 @@ def test_matched_by_name(order: list[int]) -> None:
     truth, scores = (drawn(seed=1) < 0.4).astype(float), drawn()
     shuffled = [NAMES[row] for row in order]
     found = figures(
-        ["else.wav", *shuffled], np.concatenate([np.ones((1, N_TAGS)), scores[order]]), NAMES, truth
+        ["else.wav", *shuffled],
+        np.concatenate([np.ones((1, N_TAGS)), scores[order]]),
+        NAMES,
+        truth,
+        SONYC_UST,
     )
     assert found.pop("left_out") == 1
-    expected = figures(NAMES, scores, NAMES, truth)
+    expected = figures(NAMES, scores, NAMES, truth, SONYC_UST)
     assert expected.pop("left_out") == 0
     assert found == expected
     assert found["recordings"] == len(NAMES)
@@ -180,36 +185,39 @@ def test_a_file_scores_what_its_array_scores(tmp_path: Path, truth: np.ndarray) 
     """Single precision scores, 0.01 and its neighbours among them, give the same figures by way of a file."""
     scores = drawn().astype(np.float32)
     scores[:, ::3] = np.nextafter(np.float32(0.01), np.float32([[0], [1], [0], [0.01]]))
-    write_predictions(tmp_path / "p.csv", NAMES, scores)
-    read = read_predictions(tmp_path / "p.csv")
-    assert figures(read.filenames, read.scores, NAMES, truth) == figures(NAMES, scores, NAMES, truth)
+    write_predictions(tmp_path / "p.csv", NAMES, scores, SONYC_UST)
+    read = read_predictions(tmp_path / "p.csv", SONYC_UST)
+    assert figures(read.filenames, read.scores, NAMES, truth, SONYC_UST) == figures(
+        NAMES, scores, NAMES, truth, SONYC_UST
+    )
 
 
 def test_missing_predictions(truth: np.ndarray) -> None:
     """Recordings without a prediction are counted, the first are named."""
     with pytest.raises(InputError, match=r"no prediction for 4 of the 4 .*'scenes': 00_.* and 1 more"):
-        figures(["else.wav"], drawn(1), NAMES, truth, split="scenes")
+        figures(["else.wav"], drawn(1), NAMES, truth, SONYC_UST, split="scenes")
     with pytest.raises(InputError, match="split 'scenes' holds no recording"):
-        figures(NAMES, drawn(), [], truth[:0], split="scenes")
+        figures(NAMES, drawn(), [], truth[:0], SONYC_UST, split="scenes")
 
 
 def test_absent_levels_say_why(truth: np.ndarray) -> None:
     """A level without labels, or without predictions, is null; the other one keeps its figures."""
     truth[:, FINE] = np.nan
-    found = figures(NAMES, drawn(), NAMES, truth)
+    found = figures(NAMES, drawn(), NAMES, truth, SONYC_UST)
     assert found["fine"] is None
     assert found["reasons"] == {"fine": "no recording of split 'validate' has fine labels"}
     assert found["coarse"]["micro_auprc"] > 0
     scores = drawn()
     scores[:, COARSE] = np.nan
     assert (
-        figures(NAMES, scores, NAMES, truth)["reasons"]["coarse"] == "the predictions have no coarse scores"
+        figures(NAMES, scores, NAMES, truth, SONYC_UST)["reasons"]["coarse"]
+        == "the predictions have no coarse scores"
     )
 
 
 def test_json_without_nan(truth: np.ndarray) -> None:
     """Figures that have no value, for want of a positive, are null in strict JSON."""
-    found = figures(NAMES, drawn(), NAMES, np.zeros_like(truth))
+    found = figures(NAMES, drawn(), NAMES, np.zeros_like(truth), SONYC_UST)
     written = json.loads(json.dumps(found, allow_nan=False))
     assert written == found
     assert written["coarse"]["micro_auprc"] is None
@@ -223,8 +231,8 @@ def test_golden_file() -> None:
     if not folder.is_dir():
         pytest.skip(f"no golden figures: {folder} is absent (set EDGETAG_SHARED)")
     labels = read_annotations(SHARED / "sonyc-ust" / "annotations.csv").of_split("validate")
-    read = read_predictions(folder / "predictions_noisy.csv")
-    found = figures(read.filenames, read.scores, labels.filenames, labels.binary())
+    read = read_predictions(folder / "predictions_noisy.csv", SONYC_UST)
+    found = figures(read.filenames, read.scores, labels.filenames, labels.binary(), SONYC_UST)
     expected = json.loads((folder / "expected_noisy.json").read_text())
     assert found["recordings"] == 443
     for level in ("coarse", "fine"):

@@ -146,7 +146,7 @@ def test_seeds_become_one_row(runs: list[Path], report: str) -> None:
     micro = []
     for run in runs[:3]:
         with np.load(run / "evaluation" / "validate" / "cnn_vggish1.npz") as file:
-            micro.append(evaluate(file["truth"], file["scores"], "coarse").micro_auprc)
+            micro.append(evaluate(file["truth"], file["scores"], "coarse", SONYC_UST).micro_auprc)
     assert f"{np.mean(micro):.3f}</b><small>{min(micro):.3f}–{max(micro):.3f}</small>" in report
     assert report.count("random stand-in for VGGish · 3 runs</small>") == 2 * (
         2 + 3
@@ -309,7 +309,7 @@ def test_confusion_counts_what_it_says() -> None:
     truth[3] = np.nan
     scores[[0, 1], 0] = 0.5
     scores[[0, 1, 3], 6] = 0.9
-    shares, n_present = confusion_shares(truth, scores)
+    shares, n_present = confusion_shares(truth, scores, SONYC_UST)
     assert n_present.tolist() == [3, 0, 0, 0, 0, 0, 1, 0]
     assert shares[0, 0] == pytest.approx(2 / 3)
     assert shares[0, 6] == pytest.approx(1 / 2)

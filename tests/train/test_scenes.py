@@ -12,7 +12,6 @@ from edgetag.contract.errors import InputError
 from edgetag.contract.taxonomy import SONYC_UST
 from edgetag_train.data.scenes import SceneMixer, SceneSettings, merge
 from edgetag_train.data.sounds import (
-    INDEX,
     Library,
     Sound,
     absent,
@@ -23,6 +22,7 @@ from edgetag_train.data.sounds import (
     split_of,
 )
 
+INDEX = SONYC_UST.index
 NAN = np.nan
 labels = arrays(np.float32, 37, elements=st.sampled_from([0.0, 1.0, NAN]))
 
@@ -37,17 +37,18 @@ def of(labels: np.ndarray, *ids: str) -> list[float]:
 
 @pytest.fixture
 def library() -> Library:
-    street = complete(np.where(np.arange(37) < 8, 0, NAN).astype(np.float32))
+    street = complete(np.where(np.arange(37) < 8, 0, NAN).astype(np.float32), SONYC_UST)
     street[INDEX["1"]] = 1
     street[[INDEX[tag.id] for tag in SONYC_UST.category("1").fine]] = NAN
     return Library(
         events=(
-            Sound(tone(700), clip_labels(["5"], "siren"), "a"),
-            Sound(tone(300, 20), clip_labels(["6", "7"], "large-crowd"), "b"),
-            Sound(tone(900, 0.05), clip_labels(["8"], "dog-barking-whining"), "c"),
+            Sound(tone(700), clip_labels(["5"], "siren", SONYC_UST), "a"),
+            Sound(tone(300, 20), clip_labels(["6", "7"], "large-crowd", SONYC_UST), "b"),
+            Sound(tone(900, 0.05), clip_labels(["8"], "dog-barking-whining", SONYC_UST), "c"),
         ),
-        backgrounds=(Sound(tone(100, 3), absent(), "d"),),
+        backgrounds=(Sound(tone(100, 3), absent(SONYC_UST), "d"),),
         recordings=(Sound(tone(60, 10), street, "sensor 1"),),
+        taxonomy=SONYC_UST,
     )
 
 
@@ -99,14 +100,14 @@ def test_merging_knows_no_more_than_both(a: np.ndarray, b: np.ndarray) -> None:
 
 def test_a_clip_of_two_categories_knows_the_kind_of_one() -> None:
     """`large-crowd` is a kind of voice; which kind of music plays beside it nobody said."""
-    found = clip_labels(["6", "7"], "large-crowd")
+    found = clip_labels(["6", "7"], "large-crowd", SONYC_UST)
     assert of(found, "6", "7", "7-3", "7-1", "1-1") == [1, 1, 1, 0, 0]
     assert np.isnan(of(found, "6-1", "6-2", "6-3", "6-X")).all()
 
 
 def test_coarse_labels_complete_the_fine_ones_that_follow() -> None:
     """No voice: no kind of it. Dog: the only kind there is. Engine: still not known which."""
-    found = complete(np.array([1, 0, 0, 0, 0, 0, 0, 1] + [NAN] * 29, np.float32))
+    found = complete(np.array([1, 0, 0, 0, 0, 0, 0, 1] + [NAN] * 29, np.float32), SONYC_UST)
     assert of(found, "7-1", "3-1", "8-1") == [0, 0, 1]
     assert np.isnan(of(found, "1-1")).all()
 
@@ -114,7 +115,7 @@ def test_coarse_labels_complete_the_fine_ones_that_follow() -> None:
 def test_a_library_without_events_is_refused(library: Library) -> None:
     """There is nothing to tag in it."""
     with pytest.raises(ValueError, match="at least one event"):
-        SceneMixer(Library((), library.backgrounds, library.recordings), SceneSettings())
+        SceneMixer(Library((), library.backgrounds, library.recordings, SONYC_UST), SceneSettings())
 
 
 @given(st.text())
@@ -127,7 +128,7 @@ def test_a_recording_is_in_one_split_for_ever(recording_id: str) -> None:
 @pytest.mark.shared
 def test_no_recording_is_on_both_sides(shared: Path) -> None:
     """Splits of the real clips are disjoint by recording, and both have events."""
-    manifest = read_manifest(shared / "audio" / "clips")
+    manifest = read_manifest(shared / "audio" / "clips", SONYC_UST)
     train, validate = (set(manifest.recording_id[manifest.split == split]) for split in ("train", "validate"))
     assert train
     assert validate
@@ -137,4 +138,4 @@ def test_no_recording_is_on_both_sides(shared: Path) -> None:
 def test_a_missing_manifest_is_one_sentence(tmp_path: Path) -> None:
     """No data is no training."""
     with pytest.raises(InputError, match=r"manifest\.csv"):
-        read_clips(tmp_path, "train")
+        read_clips(tmp_path, "train", SONYC_UST)

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from edgetag.contract.errors import InputError
 from edgetag.contract.taxonomy import SONYC_UST
-from edgetag_train.data.annotations import PRESENCE_COLUMNS, Votes
+from edgetag_train.data.annotations import Votes, presence_columns
 from edgetag_train.data.stats import alpha, majority, render, stats
 
 INDEX = {id: k for k, id in enumerate(SONYC_UST.ids)}
@@ -18,7 +18,7 @@ INDEX = {id: k for k, id in enumerate(SONYC_UST.ids)}
 
 def write_table(path: Path, rows: list[tuple[str, str, str, int, dict[str, int]]]) -> Path:
     """Rows of split, sensor, file, annotator, votes by tag id (others 0)."""
-    lines = [",".join(("split", "sensor_id", "audio_filename", "annotator_id", *PRESENCE_COLUMNS))]
+    lines = [",".join(("split", "sensor_id", "audio_filename", "annotator_id", *presence_columns(SONYC_UST)))]
     for split, sensor, name, annotator, votes in rows:
         cells = [str(votes.get(id, 0)) for id in SONYC_UST.ids]
         lines.append(",".join((split, sensor, name, str(annotator), *cells)))

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -103,7 +104,7 @@ def test_a_run_exports_to_a_bundle_that_says_the_same(
     fp32, int8 = Tagger.load(bundle, "fp32"), Tagger.load(bundle, "int8")
     logmel = prepared.train.logmel[:1].astype(np.float32)[None]
     street = prepared.train.labels[:2]
-    shift = torch.from_numpy(prior_shift(prepared.train.labels, street, SONYC_UST.ids))
+    shift = torch.from_numpy(prior_shift(prepared.train.labels, street, SONYC_UST.ids, SONYC_UST))
     with torch.inference_mode():
         net = load_net(read_run(run), "root-coarse")
         expected = torch.sigmoid(net(torch.from_numpy(logmel)) + shift).numpy()
@@ -160,7 +161,7 @@ def test_another_runs_root_is_taken_if_it_is_the_same(
     assert chosen_root(read_run(tmp_path / "third").recipe) == "root-fine"
     with pytest.raises(InputError, match="another seed"):
         fit_system(msgspec.structs.replace(third, seed=7), prepared, tmp_path / "seed", root=run)
-    other = TrainingData(prepared.train, {"digest": "other"}, None)
+    other = TrainingData(prepared.train, {"digest": "other"}, SONYC_UST)
     with pytest.raises(InputError, match="other data"):
         fit_system(third, other, tmp_path / "data", root=run)
 
@@ -171,7 +172,7 @@ def test_a_run_is_not_overwritten(prepared: TrainingData, run: Path, recipe: Rec
         fit_system(recipe, prepared, run)
     with pytest.raises(InputError, match="another recipe"):
         fit_system(msgspec.structs.replace(recipe, seed=2), prepared, run, resume=True)
-    other = TrainingData(prepared.train, prepared.about | {"digest": "another"}, prepared.validation)
+    other = replace(prepared, about=prepared.about | {"digest": "another"})
     with pytest.raises(InputError, match="other data"):
         fit_system(recipe, other, run, resume=True)
 
@@ -314,21 +315,21 @@ def test_provenance_that_says_nothing_is_refused(run: Path, tmp_path: Path, stat
 def test_what_a_fit_would_refuse_is_refused_before_it(run: Path, recipe: Recipe, tmp_path: Path) -> None:
     """Features take hours; whose folder it is can be told at once."""
     with pytest.raises(InputError, match="--resume"):
-        check_start(recipe, run, root=None, resume=False)
+        check_start(recipe, SONYC_UST, run, root=None, resume=False)
     with pytest.raises(InputError, match="another recipe"):
-        check_start(msgspec.structs.replace(recipe, seed=2), run, root=None, resume=True)
+        check_start(msgspec.structs.replace(recipe, seed=2), SONYC_UST, run, root=None, resume=True)
     with pytest.raises(InputError, match="another seed"):
-        check_start(msgspec.structs.replace(recipe, seed=2), tmp_path, root=run, resume=False)
+        check_start(msgspec.structs.replace(recipe, seed=2), SONYC_UST, tmp_path, root=run, resume=False)
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot be written"):
-        check_start(recipe, tmp_path / "file" / "run", root=None, resume=False)
+        check_start(recipe, SONYC_UST, tmp_path / "file" / "run", root=None, resume=False)
 
 
 def test_a_root_without_windows_is_no_run(prepared: TrainingData, recipe: Recipe, tmp_path: Path) -> None:
     """A branch may be left out, the root may not."""
     one = Windows(prepared.train.logmel[:1], prepared.train.labels[:1])
     with pytest.raises(InputError, match="1 windows"):
-        fit_system(recipe, TrainingData(one, prepared.about), tmp_path)
+        fit_system(recipe, TrainingData(one, prepared.about, SONYC_UST), tmp_path)
 
 
 def test_a_commit_is_that_of_the_trainers_own_checkout(tmp_path: Path) -> None:
@@ -411,8 +412,8 @@ def test_clips_are_named_where_they_were_heard(data: Path, tmp_path: Path) -> No
 def test_a_branch_learns_from_its_own_category(prepared: TrainingData) -> None:
     """Or, with the dummy output, from every window whose kind is known: those of other categories are "not
     this category" and none of its kinds."""
-    own = examples(prepared.train, "branch-5")
-    everything = examples(prepared.train, "branch-5", dummy=True)
+    own = examples(prepared.train, "branch-5", SONYC_UST)
+    everything = examples(prepared.train, "branch-5", SONYC_UST, dummy=True)
     assert own.targets.shape == (len(own), 5)
     assert everything.targets.shape == (len(everything), 6)
     assert len(everything) > len(own) > 0
@@ -503,7 +504,7 @@ def test_the_prior_shift_is_bayes_rule() -> None:
     """From half the scenes to a tenth of a thousand streets: odds divided by nine, for its kinds as well."""
     scenes, street = np.zeros((4, 37), np.float32), np.zeros((1000, 37), np.float32)
     scenes[:2, :2] = street[:100, 0] = street[:500, 1] = 1
-    shift = prior_shift(scenes, street, ("1", "1-2", "2"))
+    shift = prior_shift(scenes, street, ("1", "1-2", "2"), SONYC_UST)
     np.testing.assert_allclose(np.exp(shift), [1 / 9, 1 / 9, 1], rtol=0.05)
 
 
@@ -511,7 +512,7 @@ def test_a_few_streets_move_the_prior_a_little() -> None:
     """A category no recording held is not ruled out: two recordings change the odds by two sevenths."""
     scenes = np.zeros((4, 37), np.float32)
     scenes[:2, 0] = 1
-    shift = prior_shift(scenes, np.zeros((2, 37), np.float32), ("1",))
+    shift = prior_shift(scenes, np.zeros((2, 37), np.float32), ("1",), SONYC_UST)
     np.testing.assert_allclose(np.exp(shift), [5 / 7], rtol=1e-3)
 
 
@@ -521,14 +522,14 @@ def test_the_report_counts_what_was_named() -> None:
     truth[:, 8:] = NAN
     truth[0, [0, 1]] = truth[1, 6] = 1
     scores[0, [0, 1]], scores[1, 6] = (0.9, 0.8), 0.4
-    found = report(truth, scores)
+    found = report(truth, scores, SONYC_UST)
     assert (found["named"], found["mostly_named"]) == (round(2 / 3, 4), 0.5)
 
 
 def test_nothing_to_name_has_no_figure() -> None:
     """A street on which nothing was heard: no figures, and no NaN in a manifest."""
     truth = np.zeros((2, 37), np.float32)
-    found = report(truth, truth)
+    found = report(truth, truth, SONYC_UST)
     assert found["coarse_micro_auprc"] is None
     assert (found["named"], found["mostly_named"]) == (None, None)
 
@@ -537,10 +538,10 @@ def test_unlabelled_kinds_have_no_say_in_the_prior() -> None:
     """A kind that no scene knows is no warning, either."""
     scenes = np.zeros((4, 37), np.float32)
     scenes[:2, 0], scenes[:, 8:] = 1, NAN
-    np.testing.assert_allclose(prior_shift(scenes, scenes, ("1", "1-2")), [0, 0], atol=1e-6)
+    np.testing.assert_allclose(prior_shift(scenes, scenes, ("1", "1-2"), SONYC_UST), [0, 0], atol=1e-6)
 
 
 def test_outputs_follow_the_taxonomy() -> None:
     """Root: every tag. Branch: its category's."""
-    assert outputs("root") == SONYC_UST.ids
-    assert outputs("branch-4") == ("4-1", "4-2", "4-3", "4-X")
+    assert outputs("root", SONYC_UST) == SONYC_UST.ids
+    assert outputs("branch-4", SONYC_UST) == ("4-1", "4-2", "4-3", "4-X")

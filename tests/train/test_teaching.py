@@ -27,7 +27,7 @@ from edgetag_train.data.dataset import open_dataset, read_labels
 from edgetag_train.data.features import Windows, join, recording_windows
 from edgetag_train.data.mixtures import Mixer, Pool, at_16_khz
 from edgetag_train.data.patches import check_embedding_net
-from edgetag_train.data.sounds import INDEX, read_library, read_window
+from edgetag_train.data.sounds import read_library, read_window
 from edgetag_train.data.training import TrainingData, prepare
 from edgetag_train.embedding import Embedding, read_embedding
 from edgetag_train.fit.loop import Examples, Fitting, plain
@@ -560,7 +560,7 @@ def test_targets_are_verdict_and_label_by_their_shares(prepared: TrainingData, t
     assert told["sha256"] == FakeTeacher(teacher).sha256
     assert train.targets is not None
     assert train.evidence is not None
-    coarse = [INDEX[id] for id in SONYC_UST.coarse_ids]
+    coarse = list(range(N_TAGS))
     said = Verdict(np.array(told["slopes"]), np.array(told["intercepts"]))(train.evidence)
     labels = train.labels[:, coarse]
     unknown = np.isnan(labels)
@@ -571,7 +571,8 @@ def test_targets_are_verdict_and_label_by_their_shares(prepared: TrainingData, t
     np.testing.assert_allclose(
         targets, np.where(unknown, said, SHARE * said + (1 - SHARE) * labels), atol=2e-3
     )
-    singles = {INDEX[one.single.id]: INDEX[one.id] for one in SONYC_UST.categories if one.single is not None}
+    index = SONYC_UST.index
+    singles = {index[one.single.id]: index[one.id] for one in SONYC_UST.categories if one.single is not None}
     assert singles
     for fine, category in singles.items():
         np.testing.assert_array_equal(train.targets[:, fine], train.targets[:, category])
@@ -594,12 +595,14 @@ def test_a_teacher_changes_what_is_taught_not_what_it_is_taught_on(
 
 def test_the_root_is_taught_the_targets_and_a_branch_its_labels(prepared: TrainingData) -> None:
     train = prepared.train
-    np.testing.assert_array_equal(examples(train, ROOT).targets, train.targets)
+    np.testing.assert_array_equal(examples(train, ROOT, SONYC_UST).targets, train.targets)
     plainly = Windows(train.logmel, train.labels)
-    np.testing.assert_array_equal(examples(plainly, ROOT).targets, train.labels)
+    np.testing.assert_array_equal(examples(plainly, ROOT, SONYC_UST).targets, train.labels)
     for name in "1", "5":
         for dummy in False, True:
-            branch, expected = (examples(one, f"branch-{name}", dummy=dummy) for one in (train, plainly))
+            branch, expected = (
+                examples(one, f"branch-{name}", SONYC_UST, dummy=dummy) for one in (train, plainly)
+            )
             np.testing.assert_array_equal(branch.rows, expected.rows)
             np.testing.assert_array_equal(branch.targets, expected.targets)
             assert len(branch)
@@ -631,9 +634,9 @@ def test_what_the_teacher_says_is_not_shifted_again(prepared: TrainingData, data
     """Scenes have other priors than streets, by which a bundle moves the root's logits; but coarse tags that
     are taught by a teacher speak for the street already."""
     recipe = read_recipe("hierarchical2_cnn", ["data.n_scenes=6"])
-    labelled = export._shift(Run(Path(), recipe, {}), data, prepared.train)
+    labelled = export._shift(Run(Path(), recipe, SONYC_UST, {}), data, prepared.train)
     taught_recipe = read_recipe("hierarchical2_cnn", ["data.n_scenes=6", f"data.teacher_share={SHARE}"])
-    shifted = export._shift(Run(Path(), taught_recipe, {}), data, prepared.train)
+    shifted = export._shift(Run(Path(), taught_recipe, SONYC_UST, {}), data, prepared.train)
     assert len(read_labels(data).of_split("train").binary())
     assert labelled[:N_TAGS].any()
     assert not shifted[:N_TAGS].any()

@@ -7,6 +7,8 @@ from pathlib import Path
 import pandas as pd
 
 from edgetag.contract.errors import InputError
+from edgetag.contract.taxonomy import SONYC_UST, Taxonomy
+from edgetag_train.data.dataset import read_dataset_taxonomy
 from edgetag_train.data.sounds import read_manifest
 from edgetag_train.files import writing
 
@@ -14,22 +16,25 @@ _STREETS = (
     "The street recordings: SONYC Urban Sound Tagging (SONYC-UST), Cartwright et al., New York University, "
     "CC BY 4.0."
 )
+_OWN_STREETS = "The street recordings: those that were annotated with the tags of {}. Say here who made them."
 
 
 def write_attribution(data: Path, sounds: Sequence[Path], out: Path) -> None:
     """Write a list in Markdown: the street recordings, the clips by licence, the folders of further sounds.
 
     Args:
-        data: holds `clips/`, whose manifest may have a column `attribution`.
+        data: holds the annotation table and `clips/`, whose manifest may have a column `attribution`.
         sounds: folders of further sounds, as mixtures were made of.
         out: the file.
 
     Raises:
-        InputError: the clips' table or a folder cannot be read.
+        InputError: a table, the taxonomy or a folder cannot be read.
         OutputError: the file cannot be written.
     """
-    lines = ["# Who made what the bundle was trained on", "", _STREETS, ""]
-    for licence, names in sorted(_clips(data / "clips").items()):
+    taxonomy = read_dataset_taxonomy(data)
+    streets = _STREETS if taxonomy == SONYC_UST else _OWN_STREETS.format(taxonomy.name)
+    lines = ["# Who made what the bundle was trained on", "", streets, ""]
+    for licence, names in sorted(_clips(data / "clips", taxonomy).items()):
         lines += [f"## Clips, {licence}", "", *_items(names), ""]
     for folder in sounds:
         lines += ["## Further sounds, by package; each one's licences are in its `copyright`", ""]
@@ -38,9 +43,9 @@ def write_attribution(data: Path, sounds: Sequence[Path], out: Path) -> None:
         out.write_text("\n".join(lines), encoding="utf-8")
 
 
-def _clips(folder: Path) -> dict[str, set[str]]:
+def _clips(folder: Path, taxonomy: Taxonomy) -> dict[str, set[str]]:
     """Credits by licence, of the clips that training hears."""
-    is_heard = read_manifest(folder).split == "train"
+    is_heard = read_manifest(folder, taxonomy).split == "train"
     table = pd.read_csv(folder / "manifest.csv", dtype=str).fillna("")[is_heard]
     names = table["attribution"] if "attribution" in table else table["source_repo"]
     found: dict[str, set[str]] = defaultdict(set)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetag.contract.manifest import EMBEDDING_INPUT, LOGMEL_INPUT
-from edgetag.contract.taxonomy import SONYC_UST
+from edgetag.contract.taxonomy import Taxonomy
 from edgetag_train.data.features import Windows
 from edgetag_train.onnx_net import Feed
 
@@ -43,7 +43,7 @@ class Calibration:
             yield feed
 
 
-def draw(windows: Windows, seed: int) -> Calibration:
+def draw(windows: Windows, seed: int, taxonomy: Taxonomy) -> Calibration:
     """Four windows of every tag (all, if there are fewer), and 64 evenly over the ranks of the mean level,
     from the steadiest window to the peakiest. The same seed draws the same windows.
     """
@@ -55,7 +55,7 @@ def draw(windows: Windows, seed: int) -> Calibration:
     ranks = np.linspace(0, len(candidates) - 1, min(len(candidates), N_LEVELS)).round().astype(np.intp)
     chosen.append(candidates[np.argsort(levels, kind="stable")[ranks]])
     rows = np.unique(np.concatenate(chosen))
-    counts = zip(SONYC_UST.ids, present[rows].sum(axis=0).tolist(), strict=True)
+    counts = zip(taxonomy.ids, present[rows].sum(axis=0).tolist(), strict=True)
     return Calibration(windows, rows, dict(counts))
 
 

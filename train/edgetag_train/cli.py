@@ -21,7 +21,9 @@ app = typer.Typer(no_args_is_help=True, help="Train, evaluate and export models 
 DataOption = Annotated[
     Path,
     typer.Option(
-        "--data", help="SONYC-UST folder (annotations.csv), or one with sonyc/ and clips/.", exists=True
+        "--data",
+        help="Folder with annotations.csv (taxonomy.yaml: your own tags), or one with sonyc/ and clips/.",
+        exists=True,
     ),
 ]
 CacheOption = Annotated[
@@ -72,6 +74,8 @@ def stats(
 ) -> None:
     """Count recordings and labels per split and class, and how far annotators agree.
 
+    Tags are those of taxonomy.yaml beside the table; SONYC-UST's, where there is none.
+
     Example: edgetag train stats sonyc-ust
     """
     from edgetag_train.data import stats as counting
@@ -112,6 +116,7 @@ def fit(
 
     Example: edgetag train fit hierarchical2 --data sonyc-ust --embedding vggish --out runs/h2
     """
+    from edgetag_train.data.dataset import read_dataset_taxonomy
     from edgetag_train.data.features import default_cache
     from edgetag_train.data.training import prepare
     from edgetag_train.fit.begin import check_start
@@ -120,6 +125,8 @@ def fit(
     from edgetag_train.recipe import read_recipe
 
     read = read_recipe(recipe, overrides or [])
+    taxonomy = read_dataset_taxonomy(data)
+    read.check(taxonomy)
     found = _embedding(embedding, read.fusion)
     if (teacher is None) != (not read.data.teacher_share):
         raise InputError(
@@ -128,7 +135,7 @@ def fit(
             else "this recipe has no teacher_share; leave out --teacher"
         )
     chosen = _device(device)
-    check_start(read, out, root=root, resume=resume)
+    check_start(read, taxonomy, out, root=root, resume=resume)
     windows = prepare(
         read.data,
         data,
@@ -187,7 +194,7 @@ def evaluate(
     else:
         scored = _scored(target, data, split, embedding, cache, skip_bad=skip_bad)
         found = {
-            name: figures(one.filenames, one.scores, one.filenames, one.truth, split=split)
+            name: figures(one.filenames, one.scores, one.filenames, one.truth, one.taxonomy, split=split)
             for name, one in scored.items()
         }
         result = found if len(found) > 1 else next(iter(found.values()))
@@ -195,7 +202,7 @@ def evaluate(
             if len(scored) > 1:
                 raise InputError(f"{target} is {len(scored)} systems; --predictions writes one")
             one = next(iter(scored.values()))
-            write_predictions(predictions, one.filenames, one.scores)
+            write_predictions(predictions, one.filenames, one.scores, one.taxonomy)
     _print_json(result)
     if json:
         _write_json(json, result)

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edgetag_train.data.sounds import INDEX
+from edgetag.contract.taxonomy import Taxonomy
 from edgetag_train.models.cnn import TaggingNet
 
 PRIOR_RECORDINGS = 10
@@ -66,7 +66,7 @@ class Products(nn.Module):
 
 
 def prior_shift(
-    scenes: NDArray[np.float32], street: NDArray[np.float32], ids: tuple[str, ...]
+    scenes: NDArray[np.float32], street: NDArray[np.float32], ids: tuple[str, ...], taxonomy: Taxonomy
 ) -> NDArray[np.float32]:
     """What to add to each logit so that it speaks for the street's class priors, not for the scenes'.
 
@@ -74,11 +74,11 @@ def prior_shift(
     tags (Saerens, Latinne & Decaestecker 2002, equation 2.4). The street's share of a category is counted
     as if ten more recordings had been heard there with the scenes' share.
 
-    Shape: scenes [n, 37], street [m, 37] labels -> [len(ids)]
+    Shape: scenes [n, tags], street [m, tags] labels -> [len(ids)]
     """
     heard, known = np.nansum(scenes, axis=0), np.sum(~np.isnan(scenes), axis=0)
     share = np.clip(heard / np.maximum(known, 1), 1e-3, 1 - 1e-3)
     heard, known = np.nansum(street, axis=0), np.sum(~np.isnan(street), axis=0)
     prior = (heard + PRIOR_RECORDINGS * share) / (known + PRIOR_RECORDINGS)
     shift = np.log(prior / (1 - prior)) - np.log(share / (1 - share))
-    return np.array([shift[INDEX[id.split("-")[0]]] for id in ids], np.float32)
+    return np.array([shift[taxonomy.index[id.split("-")[0]]] for id in ids], np.float32)

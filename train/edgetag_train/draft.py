@@ -23,7 +23,7 @@ from edgetag.contract.manifest import (
 )
 from edgetag.contract.manifest import Embedding as ManifestEmbedding
 from edgetag.contract.strict_yaml import dump_yaml
-from edgetag.contract.taxonomy import SONYC_UST
+from edgetag.contract.taxonomy import Taxonomy
 from edgetag.demo.scene import street_scene
 from edgetag.dsp.logmel import LogMel
 from edgetag.tagging.bundle import OnnxNet
@@ -48,12 +48,14 @@ class Draft:
     Attributes:
         folder: where its nets are.
         nets: by name, the number of outputs.
+        taxonomy: whose tags they tell.
         embedding: whose nets lie there as well, if the others take one.
         stated: what the manifest states besides.
     """
 
     folder: Path
     nets: dict[str, int]
+    taxonomy: Taxonomy
     embedding: Embedding | None
     stated: dict[str, Any]
 
@@ -72,7 +74,7 @@ class Draft:
         manifest = Manifest(
             format=FORMAT,
             created=datetime.now(UTC).strftime("%Y-%m-%d"),
-            taxonomy=SONYC_UST,
+            taxonomy=self.taxonomy,
             frontend=LOGMEL,
             embedding=self._stated_embedding(variants),
             root=nets.pop(ROOT),
@@ -81,7 +83,7 @@ class Draft:
                 **msgspec.structs.asdict(file_entry(self.folder / "golden.npz")),
                 tolerance={variant: GOLDEN_TOLERANCE[variant] for variant in variants},
             ),
-            **({"thresholds": dict.fromkeys(SONYC_UST.ids, 0.5)} | self.stated | stated),
+            **({"thresholds": dict.fromkeys(self.taxonomy.ids, 0.5)} | self.stated | stated),
         )
         manifest.check()
         (self.folder / MANIFEST_NAME).write_bytes(dump_yaml(msgspec.to_builtins(manifest)))

@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 
 from edgetag.contract.errors import InputError
-from edgetag.contract.taxonomy import SONYC_UST
+from edgetag.contract.taxonomy import Taxonomy
 from edgetag.tagging.cascade import fired, run_cascade
 from edgetag.tagging.tagger import Tagger
-from edgetag_train.data.dataset import open_dataset, read_labels
+from edgetag_train.data.dataset import open_dataset, read_dataset_taxonomy, read_labels
 from edgetag_train.data.features import Windows
 from edgetag_train.data.scenes import SceneMixer, SceneSettings
 from edgetag_train.data.sounds import Library, read_clips, read_window
@@ -27,16 +27,16 @@ from edgetag_train.fit.run import (
     ROOT,
     Run,
     branches_of,
+    check_taxonomy,
     checkpoints,
     chosen_root,
     coarse_id,
     load_net,
-    outputs,
 )
 from edgetag_train.metrics import evaluate
 from edgetag_train.predictions import LEVELS, figures, read_predictions
+from edgetag_train.taxonomy import described
 
-N_COARSE = len(SONYC_UST.coarse_ids)
 N_SCENES = 200
 N_QUIET = 360
 N_BOOTSTRAP = 500
@@ -47,16 +47,19 @@ _SCENES_SEED = 2_000_000
 
 
 def predict(tagger: Tagger, windows: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Probabilities of each window of samples; 0 for tags the bundle cannot tell. Shape: [n, 37]"""
+    """Probabilities of each window of samples; 0 for tags the bundle cannot tell. Shape: -> [n, tags]"""
     scores = []
     for samples in windows:
         found = tagger.analyse(samples)
-        scores.append([(found.coarse | found.fine).get(id, 0.0) for id in SONYC_UST.ids])
+        scores.append([(found.coarse | found.fine).get(id, 0.0) for id in tagger.taxonomy.ids])
     return np.array(scores, np.float32)
 
 
 def report(
-    truth: NDArray[np.float32], scores: NDArray[np.float32], thresholds: Mapping[str, float] | None = None
+    truth: NDArray[np.float32],
+    scores: NDArray[np.float32],
+    taxonomy: Taxonomy,
+    thresholds: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Coarse figures as a manifest states them, rounded to four digits.
 
@@ -67,17 +70,17 @@ def report(
     that the figures are the same on every machine.
 
     Args:
-        truth, scores: as of `evaluate`.
+        truth, scores, taxonomy: as of `evaluate`.
         thresholds: by coarse id; 0.5 where there is none.
 
-    Shape: truth, scores [n, 37]
+    Shape: truth, scores [n, tags]
     """
-    coarse = evaluate(truth, scores, "coarse", ties="threshold")
-    stated = thresholds or {}
-    above = scores[:, :N_COARSE] > [np.float32(stated.get(id, 0.5)) for id in SONYC_UST.coarse_ids]
-    present = truth[:, :N_COARSE] == 1
+    coarse = evaluate(truth, scores, "coarse", taxonomy, ties="threshold")
+    stated, columns = thresholds or {}, taxonomy.columns["coarse"]
+    above = scores[:, columns] > [np.float32(stated.get(id, 0.5)) for id in taxonomy.coarse_ids]
+    present = truth[:, columns] == 1
     named = present & above
-    judged = above & ~np.isnan(truth[:, :N_COARSE])
+    judged = above & ~np.isnan(truth[:, columns])
     tagged = present.any(axis=1)
     mostly = named[tagged].sum(axis=1) > present[tagged].sum(axis=1) / 2
     return {
@@ -90,19 +93,21 @@ def report(
         "coarse_f1_at_thresholds": _rounded(2 * named.sum() / (judged.sum() + present.sum()))
         if present.any()
         else None,
-        "interval_95": _intervals(truth, scores),
+        "interval_95": _intervals(truth, scores, taxonomy),
         "named": _rounded(named.sum() / present.sum()) if present.any() else None,
         "mostly_named": _rounded(mostly.mean()) if tagged.any() else None,
     }
 
 
-def _intervals(truth: NDArray[np.float32], scores: NDArray[np.float32]) -> dict[str, list[float]]:
+def _intervals(
+    truth: NDArray[np.float32], scores: NDArray[np.float32], taxonomy: Taxonomy
+) -> dict[str, list[float]]:
     """Of the coarse figures, over recordings drawn with replacement; draws without any tag are left out."""
     rng = np.random.default_rng(BOOTSTRAP_SEED)
     found: dict[str, list[float]] = {"micro_auprc": [], "micro_f1": [], "macro_auprc": []}
     for _ in range(N_BOOTSTRAP if len(truth) else 0):
         rows = rng.integers(len(truth), size=len(truth))
-        drawn = evaluate(truth[rows], scores[rows], "coarse", ties="threshold")
+        drawn = evaluate(truth[rows], scores[rows], "coarse", taxonomy, ties="threshold")
         for name, values in found.items():
             values.append(getattr(drawn, name))
     known = {name: np.array(values)[~np.isnan(values)] for name, values in found.items()}
@@ -122,16 +127,17 @@ def score_bundle(tagger: Tagger, data: Path, split: str, *, skip_bad: bool = Fal
         InputError: the recordings cannot be read, or there is no such split.
     """
     scored = bundle_scores(tagger, data, split, skip_bad=skip_bad)
-    return report(scored.truth, scored.scores, tagger.bundle.manifest.all_thresholds)
+    return report(scored.truth, scored.scores, scored.taxonomy, tagger.bundle.manifest.all_thresholds)
 
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """What a system said of windows whose truth is known. Shape: truth, scores [n, 37], NaN unknown"""
+    """What a system said of windows whose truth is known. Shape: truth, scores [n, tags], NaN unknown"""
 
     filenames: tuple[str, ...]
     truth: NDArray[np.float32]
     scores: NDArray[np.float32]
+    taxonomy: Taxonomy
 
     def save(self, path: Path) -> None:
         names = np.array(self.filenames)
@@ -144,11 +150,17 @@ def bundle_scores(tagger: Tagger, data: Path, split: str, *, skip_bad: bool = Fa
     """A bundle's probabilities of the recordings of a split.
 
     Raises:
-        InputError: the recordings cannot be read, or there is no such split.
+        InputError: the recordings cannot be read, there is no such split, or the bundle tells other tags.
     """
     dataset = open_dataset(data, [split], skip_bad=skip_bad).for_evaluation()
+    if dataset.taxonomy != tagger.taxonomy:
+        raise InputError(
+            f"the bundle {tagger.bundle.model} tells the tags of {described(tagger.taxonomy)}, the data has "
+            f"those of {described(dataset.taxonomy)}"
+        )
     truth = dataset.labels.binary()
-    return Scored(dataset.labels.filenames, truth, predict(tagger, map(read_window, dataset.audio)))
+    scores = predict(tagger, map(read_window, dataset.audio))
+    return Scored(dataset.labels.filenames, truth, scores, dataset.taxonomy)
 
 
 def submission_figures(path: Path, data: Path, split: str) -> dict[str, Any]:
@@ -157,9 +169,12 @@ def submission_figures(path: Path, data: Path, split: str) -> dict[str, Any]:
     Raises:
         InputError: either table cannot be read, or a recording of the split has no prediction.
     """
-    submitted = read_predictions(path)
     labels = read_labels(data).of_split(split).for_evaluation()
-    return figures(submitted.filenames, submitted.scores, labels.filenames, labels.binary(), split=split)
+    submitted = read_predictions(path, labels.taxonomy)
+    truth = labels.binary()
+    return figures(
+        submitted.filenames, submitted.scores, labels.filenames, truth, labels.taxonomy, split=split
+    )
 
 
 def run_scores(
@@ -171,8 +186,9 @@ def run_scores(
     and CNN+VGGish2): the recipe's name with 1 and 2.
 
     Raises:
-        InputError: the run is not finished, or the recordings cannot be read.
+        InputError: the run is not finished or tells other tags, or the recordings cannot be read.
     """
+    check_taxonomy(run, read_dataset_taxonomy(data))
     found = systems(run)
     if split == SCENES:
         windows = held_out_scenes(
@@ -185,7 +201,7 @@ def run_scores(
         dataset, windows = judged_recordings(data, split, cache, embedding=embedding, skip_bad=skip_bad)
         filenames = dataset.labels.filenames
     return {
-        name: Scored(filenames, windows.labels, cascade_scores(run, root, branches, windows))
+        name: Scored(filenames, windows.labels, cascade_scores(run, root, branches, windows), run.taxonomy)
         for name, (root, branches) in found.items()
     }
 
@@ -200,12 +216,12 @@ def systems(run: Run) -> dict[str, tuple[str, list[str]]]:
 
 
 def cascade_scores(run: Run, root: str, branches: Sequence[str], windows: Windows) -> NDArray[np.float32]:
-    """Probabilities of every window under the recipe's cascade. Shape: -> [n, 37]"""
+    """Probabilities of every window under the recipe's cascade. Shape: -> [n, tags]"""
     coarse_and_fine = net_scores(run, root, windows, np.arange(len(windows)))
-    n_coarse = len(SONYC_UST.coarse_ids)
+    taxonomy = run.taxonomy
     fires = [
-        fired(dict(zip(SONYC_UST.coarse_ids, row[:n_coarse].tolist(), strict=True)), run.recipe.cascade)
-        for row in coarse_and_fine
+        fired(dict(zip(taxonomy.coarse_ids, row.tolist(), strict=True)), run.recipe.cascade)
+        for row in coarse_and_fine[:, taxonomy.columns["coarse"]]
     ]
     ids = {coarse_id(branch): branch for branch in branches}
     refined: dict[tuple[str, int], list[float]] = {}
@@ -213,16 +229,16 @@ def cascade_scores(run: Run, root: str, branches: Sequence[str], windows: Window
         rows = np.array([k for k, fired_ids in enumerate(fires) if id in fired_ids], dtype=np.intp)
         found = net_scores(run, branch, windows, rows)
         refined.update(((id, int(k)), row.tolist()) for k, row in zip(rows, found, strict=True))
-    scores = np.empty((len(windows), len(SONYC_UST.ids)), np.float32)
+    scores = np.empty((len(windows), len(taxonomy.ids)), np.float32)
     for k, row in enumerate(coarse_and_fine):
         heard = run_cascade(
             row.tolist(),
             ids,
             lambda id, k=k: refined[id, k],
-            taxonomy=SONYC_UST,
+            taxonomy=taxonomy,
             rule=run.recipe.cascade,
         )
-        scores[k] = [(heard.coarse | heard.fine)[id] for id in SONYC_UST.ids]
+        scores[k] = [(heard.coarse | heard.fine)[id] for id in taxonomy.ids]
     return scores
 
 
@@ -230,7 +246,7 @@ def cascade_scores(run: Run, root: str, branches: Sequence[str], windows: Window
 def net_scores(run: Run, name: str, windows: Windows, rows: NDArray[np.intp]) -> NDArray[np.float32]:
     """A net's probabilities. Shape: rows [m] -> [m, its outputs]"""
     net = load_net(run, name)
-    found = [np.empty((0, len(outputs(name))), np.float32)]
+    found = [np.empty((0, len(run.outputs(name))), np.float32)]
     for start in range(0, len(rows), EVALUATION_BATCH):
         batch = rows[start : start + EVALUATION_BATCH]
         embedding = None
@@ -240,7 +256,7 @@ def net_scores(run: Run, name: str, windows: Windows, rows: NDArray[np.intp]) ->
     return np.concatenate(found)
 
 
-def _held_out_mixer(data: Path, settings: SceneSettings) -> SceneMixer | None:
+def _held_out_mixer(data: Path, settings: SceneSettings, taxonomy: Taxonomy) -> SceneMixer | None:
     """Of the clips that were held out of training, if there are enough of them.
 
     Raises:
@@ -248,10 +264,10 @@ def _held_out_mixer(data: Path, settings: SceneSettings) -> SceneMixer | None:
     """
     if not (data / "clips" / "manifest.csv").exists():
         return None
-    events, backgrounds = read_clips(data / "clips", "validate")
+    events, backgrounds = read_clips(data / "clips", "validate", taxonomy)
     if not (events and backgrounds):
         return None
-    return SceneMixer(Library(events, backgrounds, ()), settings)
+    return SceneMixer(Library(events, backgrounds, (), taxonomy), settings)
 
 
 def scene_scores(tagger: Tagger, data: Path, settings: SceneSettings, seed: int) -> Scored | None:
@@ -262,7 +278,7 @@ def scene_scores(tagger: Tagger, data: Path, settings: SceneSettings, seed: int)
     Raises:
         InputError: the clips cannot be read.
     """
-    mixer = _held_out_mixer(data, settings)
+    mixer = _held_out_mixer(data, settings, tagger.taxonomy)
     if mixer is None:
         return None
     truth: list[NDArray[np.float32]] = []
@@ -274,18 +290,19 @@ def scene_scores(tagger: Tagger, data: Path, settings: SceneSettings, seed: int)
             yield samples
 
     scores = predict(tagger, scenes())
-    return Scored(tuple(f"scene-{k}" for k in range(N_SCENES)), np.stack(truth), scores)
+    names = tuple(f"scene-{k}" for k in range(N_SCENES))
+    return Scored(names, np.stack(truth), scores, tagger.taxonomy)
 
 
 def quiet_scores(tagger: Tagger, data: Path, settings: SceneSettings) -> NDArray[np.float32] | None:
     """A bundle's probabilities of an hour of background: held-out clips that hold none of the tags, mixed.
 
-    None where there are no clips, or too few to hold any out. Shape: -> [360, 37]
+    None where there are no clips, or too few to hold any out. Shape: -> [360, tags]
 
     Raises:
         InputError: the clips cannot be read.
     """
-    mixer = _held_out_mixer(data, settings)
+    mixer = _held_out_mixer(data, settings, tagger.taxonomy)
     if mixer is None:
         return None
     return predict(tagger, (mixer.backdrop(_SCENES_SEED + k) for k in range(N_QUIET)))
@@ -293,7 +310,10 @@ def quiet_scores(tagger: Tagger, data: Path, settings: SceneSettings) -> NDArray
 
 def scene_report(scored: Scored) -> dict[str, float | None]:
     """Coarse and fine figures on held-out scenes as a manifest states them, rounded to four digits."""
-    found = {level: evaluate(scored.truth, scored.scores, level, ties="threshold") for level in LEVELS}
+    found = {
+        level: evaluate(scored.truth, scored.scores, level, scored.taxonomy, ties="threshold")
+        for level in LEVELS
+    }
     return {"scenes": len(scored.scores)} | {
         f"{level}_{name}": _rounded(getattr(one, name))
         for level, one in found.items()

@@ -31,11 +31,10 @@ from edgetag.contract.manifest import (
     Policy,
     Variant,
 )
-from edgetag.contract.taxonomy import SONYC_UST
 from edgetag.tagging.bundle import OnnxNet
 from edgetag.tagging.tagger import Tagger
 from edgetag_train.calibration import Calibration, draw
-from edgetag_train.data.dataset import open_dataset, read_labels
+from edgetag_train.data.dataset import open_dataset, read_dataset_taxonomy, read_labels
 from edgetag_train.data.features import Windows
 from edgetag_train.data.sounds import describe
 from edgetag_train.data.training import TrainingData, hears_clips, prepare
@@ -55,9 +54,9 @@ from edgetag_train.fit.run import (
     Run,
     branches_of,
     check_embedding,
+    check_taxonomy,
     chosen_root,
     load_net,
-    outputs,
     read_run,
 )
 from edgetag_train.folder import check_room, replaced
@@ -124,11 +123,12 @@ def export_run(
         force: write the bundle even if int8 costs more than the limits of `parity`; it is stated then.
 
     Raises:
-        InputError: the run is not complete, the embedding lacks a variant, the data cannot be read, `out`
-            holds other files than a bundle's, or int8 costs too much.
+        InputError: the run is not complete or tells other tags than the data's, the embedding lacks a
+            variant, the data cannot be read, `out` holds other files than a bundle's, or int8 costs too much.
         OutputError: `out` cannot be written.
     """
     run = read_run(path)
+    check_taxonomy(run, read_dataset_taxonomy(data))
     check_embedding(run, embedding)
     needed = {*variants, "fp32"}
     if embedding and (missing := sorted(needed - embedding.paths.keys())):
@@ -139,28 +139,31 @@ def export_run(
     prepared = _prepared(run, data, cache, embedding, skip_bad=skip_bad)
     judges = _Judges(run, data, skip_bad)
     cascade = Cascade(policy, run.recipe.cascade.threshold)
+    thresholds = run.recipe.thresholds_of(run.taxonomy)
     stated = {
         "name": run.recipe.name,
         "fusion": run.recipe.fusion,
         "cascade": cascade,
-        "thresholds": run.recipe.all_thresholds,
+        "thresholds": thresholds,
         **about,
     }
     with replaced(out) as folder:
-        draft = Draft(folder, {name: len(outputs(name)) for name in nets}, embedding, stated)
+        draft = Draft(
+            folder, {name: len(run.outputs(name)) for name in nets}, run.taxonomy, embedding, stated
+        )
         _write_fp32(draft, run, nets, _shift(run, data, prepared.train))
         draft.state(("fp32",))
         scored = {"fp32": judges.ask(folder, "fp32")}
         parity = None
         if "int8" in variants:
-            calibration = draw(prepared.train, run.recipe.seed)
+            calibration = draw(prepared.train, run.recipe.seed, run.taxonomy)
             parity, scored["int8"] = _write_int8(draft, calibration, judges, scored["fp32"])
             _refuse_or_warn(parity, force=force)
         for net in nets:
             hasten(draft.path(net, "fp32"))
         for variant in set(VARIANTS) - set(variants):
             draft.drop(variant)
-        metrics = _metrics(scored[variants[-1]], run.recipe.all_thresholds)
+        metrics = _metrics(scored[variants[-1]], thresholds)
         if quiet := _quiet_hour(folder, variants[-1], run, data):
             metrics["false_alarms_in_an_hour_of_background"] = quiet
         draft.state(variants, metrics=metrics, parity=parity, training=_training(run, data, note))
@@ -197,10 +200,10 @@ def _shift(run: Run, data: Path, windows: Windows) -> NDArray[np.float32]:
     """Of the root's logits. A branch speaks of windows that its category is in, so it has none."""
     street = read_labels(data).of_split("train").binary()
     if not run.recipe.data.n_scenes or not len(street):  # only scenes have class priors of their own
-        return np.zeros(len(outputs(ROOT)), np.float32)
-    shift = prior_shift(windows.labels, street, outputs(ROOT))
+        return np.zeros(len(run.outputs(ROOT)), np.float32)
+    shift = prior_shift(windows.labels, street, run.outputs(ROOT), run.taxonomy)
     if run.recipe.data.teacher_share:  # which speaks for the street already
-        shift[: len(SONYC_UST.coarse_ids)] = 0
+        shift[run.taxonomy.columns["coarse"]] = 0
     return shift
 
 
@@ -211,7 +214,7 @@ def _write_fp32(draft: Draft, run: Run, nets: dict[str, str], shift: NDArray[np.
         shapes: dict[str, tuple[int, ...]] = {LOGMEL_INPUT: LOGMEL_SHAPE}
         if net.fusion != "none":
             shapes[EMBEDDING_INPUT] = EMBEDDING_SHAPE
-        moved = shift if name == ROOT else np.zeros(len(outputs(name)), np.float32)
+        moved = shift if name == ROOT else np.zeros(len(run.outputs(name)), np.float32)
         save_onnx(Deployed(net, moved), shapes, OUTPUT, draft.path(name, "fp32"))
         check_fp32(net, moved, OnnxNet(draft.path(name, "fp32").read_bytes(), name), golden)
     if draft.embedding is not None:
@@ -290,13 +293,14 @@ def _quiet_hour(bundle: Path, variant: Variant, run: Run, data: Path) -> dict[st
     scores = quiet_scores(Tagger.load(bundle, variant), data, run.recipe.data.scenes)
     if scores is None:
         return None
-    thresholds = np.array([run.recipe.all_thresholds[id] for id in SONYC_UST.ids], np.float32)
-    n_active = (scores > thresholds).sum(axis=0).tolist()
-    return {id: n for id, n in zip(SONYC_UST.ids, n_active, strict=True) if n}
+    thresholds = run.recipe.thresholds_of(run.taxonomy)
+    n_active = (scores > np.array(list(thresholds.values()), np.float32)).sum(axis=0).tolist()
+    return {id: n for id, n in zip(thresholds, n_active, strict=True) if n}
 
 
 def _metrics(scored: dict[str, Scored], thresholds: dict[str, float]) -> dict[str, Any]:
-    metrics = report(scored[SPLIT].truth, scored[SPLIT].scores, thresholds)
+    judged = scored[SPLIT]
+    metrics = report(judged.truth, judged.scores, judged.taxonomy, thresholds)
     if SCENES in scored:
         metrics["held_out_clips"] = scene_report(scored[SCENES])
     return metrics

@@ -32,7 +32,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 
 from edgetag.contract.errors import InputError
-from edgetag.contract.taxonomy import SONYC_UST, Category
+from edgetag.contract.taxonomy import Tag, Taxonomy
 
 Level = Literal["coarse", "fine"]
 Ties = Literal["official", "threshold"]
@@ -41,7 +41,6 @@ MIN_THRESHOLD = 0.01  # lower scores open no threshold: the official short cut, 
 TOP_THRESHOLD = 1.0
 F1_THRESHOLD = 0.5
 
-_COLUMN = {tag_id: column for column, tag_id in enumerate(SONYC_UST.ids)}
 _NEVER = -1.0  # a score no threshold reaches
 
 
@@ -88,20 +87,23 @@ class _Counts(NamedTuple):
         return bool(np.any(self.tp + self.fn))
 
 
-def evaluate(truth: np.ndarray, scores: np.ndarray, level: Level, *, ties: Ties = "official") -> Scores:
-    """The DCASE 2019 Task 5 figures at one level. Columns in the order of `SONYC_UST.ids`.
+def evaluate(
+    truth: np.ndarray, scores: np.ndarray, level: Level, taxonomy: Taxonomy, *, ties: Ties = "official"
+) -> Scores:
+    """The DCASE 2019 Task 5 figures at one level. Columns in the order of `taxonomy.ids`.
 
     Args:
-        truth: (n, 37), 1 present, 0 absent, NaN not labelled (see the module's head).
-        scores: (n, 37), probabilities in [0, 1]. Only the columns of `level` are read.
-        level: which tags: the 8 coarse or the 29 fine.
+        truth: (n, tags), 1 present, 0 absent, NaN not labelled (see the module's head).
+        scores: (n, tags), probabilities in [0, 1]. Only the columns of `level` are read.
+        level: which tags: the coarse or the fine.
+        taxonomy: whose tags; the challenge's are SONYC-UST's, its rules hold for any.
         ties: how points of equal recall are ordered (see the module's head).
 
     Raises:
         InputError: another shape, a truth other than 0, 1, NaN, a score outside [0, 1] or NaN, an unknown
             level or order.
     """
-    counts = _counts_by_category(truth, scores, level, ties)
+    counts = _counts_by_category(truth, scores, level, taxonomy, ties)
     class_auprc = {coarse: _auprc(found, ties) for coarse, found in counts.items() if found.any_positive}
     micro = _pooled(list(counts.values()))
     return Scores(
@@ -113,34 +115,38 @@ def evaluate(truth: np.ndarray, scores: np.ndarray, level: Level, *, ties: Ties 
     )
 
 
-def curves(truth: np.ndarray, scores: np.ndarray, level: Level) -> dict[str, Curve]:
+def curves(truth: np.ndarray, scores: np.ndarray, level: Level, taxonomy: Taxonomy) -> dict[str, Curve]:
     """The curves behind `evaluate`, by coarse id; categories without positives have none.
 
     The area under a curve is that category's `class_auprc` with `ties="threshold"`. Arguments and errors are
     those of `evaluate`.
     """
-    counts = _counts_by_category(truth, scores, level, "threshold")
+    counts = _counts_by_category(truth, scores, level, taxonomy, "threshold")
     return {coarse: _curve(found, "threshold") for coarse, found in counts.items() if found.any_positive}
 
 
 def _counts_by_category(
-    truth: np.ndarray, scores: np.ndarray, level: Level, ties: Ties
+    truth: np.ndarray, scores: np.ndarray, level: Level, taxonomy: Taxonomy, ties: Ties
 ) -> dict[str, _Counts]:
-    _check(truth, scores, level, ties)
-    return {
-        category.id: _category_counts(category, truth, scores, level) for category in SONYC_UST.categories
-    }
+    _check(truth, scores, level, taxonomy, ties)
+    found = {}
+    for category in taxonomy.categories:
+        tags = (category,) if level == "coarse" else category.fine
+        columns = [taxonomy.index[tag.id] for tag in tags]
+        found[category.id] = _category_counts(tags, truth[:, columns], scores[:, columns])
+    return found
 
 
-def _check(truth: np.ndarray, scores: np.ndarray, level: Level, ties: Ties) -> None:
+def _check(truth: np.ndarray, scores: np.ndarray, level: Level, taxonomy: Taxonomy, ties: Ties) -> None:
     if level not in get_args(Level) or ties not in get_args(Ties):
         raise InputError(
             f"level is one of {get_args(Level)}, ties of {get_args(Ties)}, found {level!r}, {ties!r}"
         )
-    if truth.ndim != 2 or truth.shape[1] != len(_COLUMN) or truth.shape != scores.shape:
-        raise InputError(f"truth and scores are (n, {len(_COLUMN)}), found {truth.shape} and {scores.shape}")
-    ids = SONYC_UST.coarse_ids if level == "coarse" else SONYC_UST.fine_ids
-    columns = [_COLUMN[tag_id] for tag_id in ids]
+    n = len(taxonomy.ids)
+    if truth.ndim != 2 or truth.shape[1] != n or truth.shape != scores.shape:
+        raise InputError(f"truth and scores are (n, {n}), found {truth.shape} and {scores.shape}")
+    columns = taxonomy.columns[level]
+    ids = taxonomy.ids[columns]
     truth, scores = truth[:, columns], scores[:, columns]
     if (bad := ~(np.isin(truth, (0, 1)) | np.isnan(truth))).any():
         raise InputError(f"a truth is 0, 1 or NaN (not labelled), found {_first(truth, bad, ids)}")
@@ -155,12 +161,10 @@ def _first(values: np.ndarray, bad: np.ndarray, ids: Sequence[str]) -> str:
     return f"{values[row, column]} in row {row}, tag {ids[column]}"
 
 
-def _category_counts(category: Category, truth: np.ndarray, scores: np.ndarray, level: Level) -> _Counts:
-    """The counts of one category over its labelled recordings, by falling threshold."""
-    tags = (category,) if level == "coarse" else category.fine
-    columns = [_COLUMN[tag.id] for tag in tags]
-    labelled = ~np.isnan(truth[:, columns]).any(axis=1)
-    present, score = truth[labelled][:, columns] == 1, scores[labelled][:, columns].astype(float)
+def _category_counts(tags: Sequence[Tag], truth: np.ndarray, scores: np.ndarray) -> _Counts:
+    """The counts of one category's tags over its labelled recordings, by falling threshold."""
+    labelled = ~np.isnan(truth).any(axis=1)
+    present, score = truth[labelled] == 1, scores[labelled].astype(float)
     is_other = np.array([tag.is_other for tag in tags])
     # A category has one X tag or none; without one it is never there and never predicted.
     other_present = present[:, is_other].any(axis=1)

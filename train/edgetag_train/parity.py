@@ -13,7 +13,7 @@ from edgetag.contract.manifest import LevelParity, Parity, Variant
 from edgetag_train.calibration import Calibration
 from edgetag_train.evaluate import Scored
 from edgetag_train.metrics import Level, Scores, evaluate
-from edgetag_train.predictions import COLUMNS, LEVELS
+from edgetag_train.predictions import LEVELS
 
 MAX_LOSS: Mapping[Level, float] = {"coarse": 0.005, "fine": 0.01}
 """Of micro AUPRC, by level."""
@@ -59,10 +59,12 @@ def golden_difference(expected: Mapping[str, NDArray[np.float32]], nets: Iterabl
 def _level(level: Level, judged_on: str, fp32: Scored, int8: Scored) -> LevelParity | None:
     """None where nothing of the level is present in the truth."""
     asked: dict[Variant, Scored] = {"fp32": fp32, "int8": int8}
-    scores = {v: evaluate(one.truth, one.scores, level, ties="threshold") for v, one in asked.items()}
+    scores = {
+        v: evaluate(one.truth, one.scores, level, one.taxonomy, ties="threshold") for v, one in asked.items()
+    }
     if not scores["fp32"].class_auprc:
         return None
-    difference = np.abs(int8.scores - fp32.scores)[:, COLUMNS[level]]
+    difference = np.abs(int8.scores - fp32.scores)[:, fp32.taxonomy.columns[level]]
     return LevelParity(
         judged_on=judged_on,
         windows=len(fp32.scores),

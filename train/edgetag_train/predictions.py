@@ -1,7 +1,7 @@
 """Predictions in the challenge's submission format, and the challenge's figures for them.
 
 A table of comma-separated values: `audio_filename`, then a column per tag, named by its label
-(`1-1_small-sounding-engine`, …, `8_dog`). A submission may hold one level only: its 29 fine or its 8 coarse
+(`1-1_small-sounding-engine`, …, `8_dog`). A submission may hold one level only: its fine or its coarse
 columns. Like the official evaluator we read columns by name, in any order, and ignore those we do not know
 (writing with pandas adds a column without a name).
 
@@ -19,18 +19,13 @@ from typing import Any, get_args
 import numpy as np
 
 from edgetag.contract.errors import InputError
-from edgetag.contract.taxonomy import SONYC_UST
+from edgetag.contract.taxonomy import Taxonomy
 from edgetag_train.files import writing
 from edgetag_train.metrics import Level, Ties, evaluate
 from edgetag_train.sentences import some
 
 NAME_COLUMN = "audio_filename"
 LEVELS: tuple[Level, ...] = get_args(Level)
-LABELS = tuple(SONYC_UST.tags[tag_id].label for tag_id in SONYC_UST.ids)
-COLUMNS = {
-    "coarse": slice(0, len(SONYC_UST.coarse_ids)),
-    "fine": slice(len(SONYC_UST.coarse_ids), len(SONYC_UST.ids)),
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,41 +34,44 @@ class Predictions:
 
     Attributes:
         filenames: `audio_filename` of each recording, each once.
-        scores: float64 (n, 37), columns in the order of `SONYC_UST.ids`, in [0, 1]; a level that was not
-            submitted is NaN.
+        scores: float64 (n, tags), columns in the order of the taxonomy's `ids`, in [0, 1]; a level that was
+            not submitted is NaN.
     """
 
     filenames: tuple[str, ...]
     scores: np.ndarray
 
 
-def write_predictions(path: Path | str, filenames: Sequence[str], scores: np.ndarray) -> None:
+def write_predictions(
+    path: Path | str, filenames: Sequence[str], scores: np.ndarray, taxonomy: Taxonomy
+) -> None:
     """Write a submission, fine columns first as in the challenge; a level that is all NaN is left out.
 
     Every digit is written: what `read_predictions` reads are the same numbers, so the figures are the same.
 
     Args:
         filenames: n recordings, each once.
-        scores: (n, 37) in the order of `SONYC_UST.ids`.
+        scores: (n, tags) in the order of `taxonomy.ids`.
 
     Raises:
         InputError: another shape, a score outside [0, 1], a recording twice, or no recording.
         OutputError: the file cannot be written.
     """
     path, scores = Path(path), np.asarray(scores)
-    if scores.shape != (len(filenames), len(LABELS)):
-        raise InputError(f"scores are ({len(filenames)}, {len(LABELS)}), found {scores.shape}")
-    levels = [level for level in ("fine", "coarse") if not np.isnan(scores[:, COLUMNS[level]]).all()]
-    columns = [column for level in levels for column in range(*COLUMNS[level].indices(len(LABELS)))]
-    _check(path, filenames, scores[:, columns], [LABELS[column] for column in columns])
+    labels = taxonomy.labels
+    if scores.shape != (len(filenames), len(labels)):
+        raise InputError(f"scores are ({len(filenames)}, {len(labels)}), found {scores.shape}")
+    levels = [level for level in ("fine", "coarse") if not np.isnan(scores[:, taxonomy.columns[level]]).all()]
+    columns = [column for level in levels for column in range(len(labels))[taxonomy.columns[level]]]
+    _check(path, filenames, scores[:, columns], [labels[column] for column in columns])
     with writing(path), path.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
-        table.writerow([NAME_COLUMN, *(LABELS[column] for column in columns)])
+        table.writerow([NAME_COLUMN, *(labels[column] for column in columns)])
         for name, row in zip(filenames, scores[:, columns].tolist(), strict=True):
             table.writerow([name, *row])
 
 
-def read_predictions(path: Path | str) -> Predictions:
+def read_predictions(path: Path | str, taxonomy: Taxonomy) -> Predictions:
     """Read a submission.
 
     Raises:
@@ -81,16 +79,18 @@ def read_predictions(path: Path | str) -> Predictions:
             no number in [0, 1], or a recording twice.
     """
     path = Path(path)
-    header, rows = _read(path)
-    levels = [level for level in LEVELS if any(label in header for label in LABELS[COLUMNS[level]])]
-    wanted = [label for level in levels or LEVELS for label in LABELS[COLUMNS[level]]]
+    labels = taxonomy.labels
+    header, rows = _read(path, labels)
+    of_level = {level: labels[taxonomy.columns[level]] for level in LEVELS}
+    levels = [level for level in LEVELS if any(label in header for label in of_level[level])]
+    wanted = [label for level in levels or LEVELS for label in of_level[level]]
     if missing := [label for label in (NAME_COLUMN, *wanted) if label not in header]:
         raise InputError(f"{path}: missing columns: {some(missing)} (DCASE 2019 Task 5 submission format)")
     filenames = tuple(row[header.index(NAME_COLUMN)] for row in rows)
-    scores = np.full((len(rows), len(LABELS)), np.nan)
+    scores = np.full((len(rows), len(labels)), np.nan)
     for label in wanted:
-        scores[:, LABELS.index(label)] = _column(path, rows, header.index(label), label)
-    _check(path, filenames, scores[:, [LABELS.index(label) for label in wanted]], wanted)
+        scores[:, labels.index(label)] = _column(path, rows, header.index(label), label)
+    _check(path, filenames, scores[:, [labels.index(label) for label in wanted]], wanted)
     return Predictions(filenames, scores)
 
 
@@ -99,6 +99,7 @@ def figures(
     scores: np.ndarray,
     truth_filenames: Sequence[str],
     truth: np.ndarray,
+    taxonomy: Taxonomy,
     *,
     split: str = "validate",
     ties: Ties = "official",
@@ -109,8 +110,8 @@ def figures(
     A level without labels or without predictions is None, and `reasons` says why.
 
     Args:
-        scores: (n, 37), a level that was not predicted all NaN.
-        truth: (m, 37), 1 present, 0 absent, NaN not labelled.
+        scores: (n, tags), a level that was not predicted all NaN.
+        truth: (m, tags), 1 present, 0 absent, NaN not labelled.
         split: what the truth is called in the result.
 
     Returns:
@@ -129,18 +130,27 @@ def figures(
             f"{some(missing)}"
         )
     matched = np.asarray(scores)[[row_of[name] for name in truth_filenames]]
-    reasons = {level: why for level in LEVELS if (why := _why_not(truth, matched, level, split))}
+    reasons = {
+        level: why
+        for level in LEVELS
+        if (why := _why_not(*(of[:, taxonomy.columns[level]] for of in (truth, matched)), level, split))
+    }
+    found = {
+        level: None if level in reasons else _level(truth, matched, level, taxonomy, ties) for level in LEVELS
+    }
     return {
         "split": split,
         "recordings": len(truth_filenames),
         "left_out": len(row_of.keys() - set(truth_filenames)),
-        **{level: None if level in reasons else _level(truth, matched, level, ties) for level in LEVELS},
+        **found,
         "reasons": reasons,
     }
 
 
-def _level(truth: np.ndarray, scores: np.ndarray, level: Level, ties: Ties) -> dict[str, Any]:
-    found = asdict(evaluate(truth, scores, level, ties=ties))
+def _level(
+    truth: np.ndarray, scores: np.ndarray, level: Level, taxonomy: Taxonomy, ties: Ties
+) -> dict[str, Any]:
+    found = asdict(evaluate(truth, scores, level, taxonomy, ties=ties))
     return {
         name: None if isinstance(value, float) and math.isnan(value) else value
         for name, value in found.items()
@@ -148,15 +158,15 @@ def _level(truth: np.ndarray, scores: np.ndarray, level: Level, ties: Ties) -> d
 
 
 def _why_not(truth: np.ndarray, scores: np.ndarray, level: Level, split: str) -> str | None:
-    """Why a level has no figures; None when it has some."""
-    if np.isnan(truth[:, COLUMNS[level]]).all():
+    """Why a level has no figures; None when it has some. Shape: truth, scores [n, tags of the level]"""
+    if np.isnan(truth).all():
         return f"no recording of split {split!r} has {level} labels"
-    if np.isnan(scores[:, COLUMNS[level]]).all():
+    if np.isnan(scores).all():
         return f"the predictions have no {level} scores"
     return None
 
 
-def _read(path: Path) -> tuple[list[str], list[list[str]]]:
+def _read(path: Path, labels: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     """The header and the rows, all of the header's length."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -166,7 +176,7 @@ def _read(path: Path) -> tuple[list[str], list[list[str]]]:
     rows = [row for row in rows if row]
     if not rows:
         raise InputError(f"{path}: a table of predictions without rows")
-    if twice := _repeated(label for label in header if label in (NAME_COLUMN, *LABELS)):
+    if twice := _repeated(label for label in header if label in (NAME_COLUMN, *labels)):
         raise InputError(f"{path}: column {twice} occurs twice")
     if ragged := [row for row in rows if len(row) != len(header)]:
         raise InputError(

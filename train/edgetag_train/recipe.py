@@ -10,7 +10,7 @@ import yaml
 
 from edgetag.contract.errors import InputError
 from edgetag.contract.manifest import Cascade
-from edgetag.contract.taxonomy import SONYC_UST
+from edgetag.contract.taxonomy import Taxonomy
 from edgetag_train.data.augment import Augmentation
 from edgetag_train.data.scenes import SceneSettings
 from edgetag_train.models.cnn import CONV_DROPOUT, FC_DROPOUT, Fusion, Table
@@ -149,6 +149,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         root_checkpoint: which of the root's two best checkpoints the system stands on.
         branch: how each branch net is trained; without it the root speaks for the fine tags, and either
             checkpoint is a system of its own (the paper's CNN+VGGish1 and CNN+VGGish2).
+        ids_of: name of the taxonomy whose tags' ids it states; a recipe without is for any.
         without_branches: categories that get none, for want of recordings: the root speaks for their kinds.
         thresholds: above which a tag counts as active on a sensor; by tag id, or for all of a level
             (`coarse`, `fine`); 0.5 where none is stated.
@@ -158,6 +159,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     name: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9_-]{1,40}$")]
     seed: Seed
+    ids_of: str | None = None
     data: Data = Data()
     fusion: Fusion = "none"
     root: Fit
@@ -168,18 +170,33 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     branch_negatives: Literal["none", "dummy"] = "none"
     cascade: Cascade = msgspec.field(default_factory=Cascade)
 
-    def __post_init__(self) -> None:
-        if unknown := set(self.without_branches) - set(SONYC_UST.branch_ids):
-            raise ValueError(f"without_branches names {sorted(unknown)[0]!r}, which has no branch")
-        if unknown := set(self.thresholds) - {"coarse", "fine", *SONYC_UST.ids}:
-            raise ValueError(f"thresholds name {sorted(unknown)[0]!r}, which is no tag")
+    def check(self, taxonomy: Taxonomy) -> None:
+        """Whether the ids that the recipe states are those of the data's tags.
 
-    @property
-    def all_thresholds(self) -> dict[str, float]:
+        Raises:
+            InputError: it is for another taxonomy, or names a tag or a branch that there is not.
+        """
+        if self.ids_of not in (None, taxonomy.name):
+            raise InputError(
+                f"recipe {self.name} is for the tags of {self.ids_of}, the data's are {taxonomy.name}'s; "
+                "take another, or write one that states ids_of, thresholds and without_branches anew"
+            )
+        if unknown := set(self.without_branches) - set(taxonomy.branch_ids):
+            raise InputError(
+                f"recipe {self.name}: without_branches names {min(unknown)!r}, which has no branch in "
+                f"{taxonomy.name}; there are {', '.join(taxonomy.branch_ids) or 'none'}"
+            )
+        if unknown := set(self.thresholds) - {"coarse", "fine", *taxonomy.ids}:
+            raise InputError(
+                f"recipe {self.name}: thresholds name {min(unknown)!r}, which is no tag of {taxonomy.name}; "
+                f"there are coarse, fine and {', '.join(taxonomy.ids)}"
+            )
+
+    def thresholds_of(self, taxonomy: Taxonomy) -> dict[str, float]:
         """Every tag's threshold by id."""
-        levels = {"coarse": SONYC_UST.coarse_ids, "fine": SONYC_UST.fine_ids}
+        levels = {"coarse": taxonomy.coarse_ids, "fine": taxonomy.fine_ids}
         of_level = {id: self.thresholds.get(name, 0.5) for name, ids in levels.items() for id in ids}
-        return {id: self.thresholds.get(id, of_level[id]) for id in SONYC_UST.ids}
+        return {id: self.thresholds.get(id, of_level[id]) for id in taxonomy.ids}
 
     @property
     def keeps_two(self) -> bool:

@@ -160,14 +160,16 @@ def _embedding(folder: Path, net: Vggish, variants: tuple[Variant, ...]) -> Embe
 
 def _write_bundle(folder: Path, embedding: Embedding | None, variants: tuple[Variant, ...]) -> None:
     stated = {"name": "paper-cnn"} if embedding is None else {"name": "paper-vggish", "fusion": "concat"}
-    draft = Draft(folder, {name: len(outputs(name)) for name in NETS}, embedding, STATED | stated)
+    draft = Draft(
+        folder, {name: len(outputs(name, SONYC_UST)) for name in NETS}, SONYC_UST, embedding, STATED | stated
+    )
     if embedding is not None:
         for variant, file in embedding.paths.items():
             draft.path("embedding", variant).hardlink_to(file)
     feeds = golden_feeds(_windows(), embedding, "fp32")
     alike: dict[tuple[bool, int], str] = {}
     for name in NETS:
-        first = alike.setdefault((name == ROOT, len(outputs(name))), name)
+        first = alike.setdefault((name == ROOT, len(outputs(name, SONYC_UST))), name)
         if first == name:
             _write_net(draft, name, feeds, variants)
         else:  # the same weights from the same seed
@@ -183,8 +185,8 @@ def _windows() -> NDArray[np.int16]:
 
 def _write_net(draft: Draft, name: str, feeds: list[Feed], variants: tuple[Variant, ...]) -> None:
     shapes = {key: SHAPES[key] for key in feeds[0]}
-    net = drawn_net(1 if name == ROOT else 2, len(outputs(name)), feeds)
-    no_shift = np.zeros(len(outputs(name)), np.float32)
+    net = drawn_net(1 if name == ROOT else 2, len(outputs(name, SONYC_UST)), feeds)
+    no_shift = np.zeros(len(outputs(name, SONYC_UST)), np.float32)
     save_onnx(Deployed(net, no_shift), shapes, OUTPUT, draft.path(name, "fp32"))
     if "int8" in variants:
         quantise(draft.path(name, "fp32"), draft.path(name, "int8"), feeds, n_first=1, n_last=1)

@@ -1,4 +1,6 @@
-"""The SONYC-UST annotation table (v1 and v2 schema) as labels: who voted for what becomes a fraction per tag.
+"""A table of annotations as labels: who voted for what becomes a fraction per tag.
+
+Its form is that of SONYC-UST (v1 and v2), with the tags of `taxonomy.yaml` where one lies beside it.
 
 One row of the table is one annotator's votes on one recording: `<label>_presence` is 1 (present), 0 (absent)
 or -1 (did not vote). Positive ids are volunteers; annotator 0 is the truth the team agreed on; negative ids
@@ -23,25 +25,25 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from edgetag.contract.errors import InputError
-from edgetag.contract.taxonomy import SONYC_UST
+from edgetag.contract.taxonomy import SONYC_UST, Taxonomy
 from edgetag_train.sentences import some
+from edgetag_train.taxonomy import FILE, taxonomy_beside
 
 TRAIN_SPLIT = "train"
 VERIFIED_ANNOTATOR = 0
 PRESENCE = "_presence"
-PRESENCE_COLUMNS = tuple(f"{SONYC_UST.tags[tag_id].label}{PRESENCE}" for tag_id in SONYC_UST.ids)
 ROW_COLUMNS = ("split", "sensor_id", "audio_filename", "annotator_id")
 
 
 @dataclass(frozen=True, eq=False)
 class Votes:
-    """How many voted on each tag of each recording, and how many of them said present. Shape: [n, 37]"""
+    """How many voted on each tag of each recording, and how many of them said present. Shape: [n, tags]"""
 
     cast: NDArray[np.int16]
     present: NDArray[np.int16]
 
     def fraction(self) -> NDArray[np.float32]:
-        """Of those who voted, the fraction that say present; NaN where nobody voted. Shape: [n, 37]"""
+        """Of those who voted, the fraction that say present; NaN where nobody voted. Shape: [n, tags]"""
         unknown = np.full(self.cast.shape, np.nan, np.float32)
         return np.divide(self.present, self.cast, out=unknown, where=self.cast > 0, dtype=np.float32)
 
@@ -62,6 +64,7 @@ class Labels:
         votes: the votes that its labels were made from.
         volunteers: the votes of annotators with a positive id, whether they count or were superseded: what
             agreement is measured on.
+        taxonomy: whose tags were voted on; columns are in the order of its `ids`.
     """
 
     filenames: tuple[str, ...]
@@ -70,20 +73,21 @@ class Labels:
     verified: tuple[bool, ...]
     votes: Votes
     volunteers: Votes
+    taxonomy: Taxonomy
 
     def __len__(self) -> int:
         return len(self.filenames)
 
     @property
     def fraction(self) -> NDArray[np.float32]:
-        """The fraction that say present, columns in the order of `SONYC_UST.ids`; NaN unknown.
+        """The fraction that say present, columns in the order of `taxonomy.ids`; NaN unknown.
 
-        Shape: [n, 37]
+        Shape: [n, tags]
         """
         return self.votes.fraction()
 
     def soft(self) -> NDArray[np.float32]:
-        """Soft labels: the fraction itself. Shape: [n, 37], NaN unknown"""
+        """Soft labels: the fraction itself. Shape: [n, tags], NaN unknown"""
         return self.fraction
 
     def binary(self, threshold: float = 0.5) -> NDArray[np.float32]:
@@ -91,7 +95,7 @@ class Labels:
 
         The default is the paper's rule, "more than half".
 
-        Shape: [n, 37]
+        Shape: [n, tags]
 
         Raises:
             InputError: `threshold` is not in [0, 1).
@@ -136,7 +140,7 @@ class Labels:
             for column in (self.filenames, self.split, self.sensor_id, self.verified)
         )
         votes, volunteers = self.votes.of(rows), self.volunteers.of(rows)
-        return type(self)(filenames, split, sensor_id, verified, votes, volunteers)
+        return type(self)(filenames, split, sensor_id, verified, votes, volunteers, self.taxonomy)
 
 
 def read_annotations(path: Path | str) -> Labels:
@@ -146,36 +150,50 @@ def read_annotations(path: Path | str) -> Labels:
     its labels from that row alone. The order of the file's rows does not matter.
 
     Args:
-        path: a CSV file with the columns of SONYC-UST v1 or v2; a tag that was not asked for is -1.
+        path: a CSV file with the columns of SONYC-UST v1 or v2, for the tags of the `taxonomy.yaml` beside
+            it, or for SONYC-UST's; a tag that was not asked for is -1.
 
     Raises:
         InputError: the file is unreadable or empty, lacks a column, has a `_presence` column of a tag that is
             not in the taxonomy, holds a vote other than -1, 0, 1 or an annotator that is no whole number,
             lets an annotator vote twice on a tag of a recording, or puts a recording into two splits or on
-            two sensors.
+            two sensors; or the taxonomy is none.
     """
     path = Path(path)
-    table = _read(path)
-    votes = _votes(table, path)
+    taxonomy = taxonomy_beside(path)
+    table = _read(path, taxonomy)
+    votes = _votes(table, path, taxonomy)
     _check_one_home(table, path)
-    _check_one_vote(table, votes, path)
-    return _labels(table, votes)
+    _check_one_vote(table, votes, path, taxonomy)
+    return _labels(table, votes, taxonomy)
 
 
-def _read(path: Path) -> pd.DataFrame:
+def presence_columns(taxonomy: Taxonomy) -> tuple[str, ...]:
+    """The column of each tag, in the order of `taxonomy.ids`."""
+    return tuple(f"{label}{PRESENCE}" for label in taxonomy.labels)
+
+
+def _read(path: Path, taxonomy: Taxonomy) -> pd.DataFrame:
     """The columns that matter, as text, but for `annotator_id` (whole number)."""
     wanted = lambda column: column in ROW_COLUMNS or column.endswith(PRESENCE)  # noqa: E731
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False, usecols=wanted)
     except (OSError, ValueError) as error:  # pandas' parser errors and bad UTF-8 are ValueErrors
         raise InputError(f"{path}: not a readable annotation table: {error}") from error
-    if missing := [column for column in (*ROW_COLUMNS, *PRESENCE_COLUMNS) if column not in table]:
-        raise InputError(f"{path}: missing columns: {some(missing)} (SONYC-UST schema, v1 or v2)")
-    if unknown := [column for column in table if column not in (*ROW_COLUMNS, *PRESENCE_COLUMNS)]:
-        raise InputError(f"{path}: columns of tags that {SONYC_UST.name} does not have: {some(unknown)}")
+    expected = (*ROW_COLUMNS, *presence_columns(taxonomy))
+    if missing := [column for column in expected if column not in table]:
+        raise InputError(f"{path}: missing columns: {some(missing)} ({_schema(taxonomy)})")
+    if unknown := [column for column in table if column not in expected]:
+        raise InputError(f"{path}: columns of tags that {taxonomy.name} does not have: {some(unknown)}")
     if table.empty:
         raise InputError(f"{path}: an annotation table without rows")
     return table.assign(annotator_id=_annotator_ids(table["annotator_id"], path))
+
+
+def _schema(taxonomy: Taxonomy) -> str:
+    if taxonomy == SONYC_UST:
+        return f"SONYC-UST schema, v1 or v2; other tags are stated in {FILE} beside the table"
+    return f"SONYC-UST schema, with the tags of {FILE} beside the table"
 
 
 def _annotator_ids(column: pd.Series, path: Path) -> pd.Series:
@@ -186,12 +204,13 @@ def _annotator_ids(column: pd.Series, path: Path) -> pd.Series:
     return ids.astype(int)
 
 
-def _votes(table: pd.DataFrame, path: Path) -> NDArray[np.int8]:
-    """int8 (rows, 37): -1, 0 or 1."""
-    votes = table[list(PRESENCE_COLUMNS)].apply(pd.to_numeric, errors="coerce").to_numpy(float)
+def _votes(table: pd.DataFrame, path: Path, taxonomy: Taxonomy) -> NDArray[np.int8]:
+    """int8 (rows, tags): -1, 0 or 1."""
+    columns = presence_columns(taxonomy)
+    votes = table[list(columns)].apply(pd.to_numeric, errors="coerce").to_numpy(float)
     if (bad := ~np.isin(votes, (-1, 0, 1))).any():
         row, tag = np.argwhere(bad)[0]
-        column = PRESENCE_COLUMNS[tag]
+        column = columns[tag]
         raise InputError(f"{path}: line {row + 2}: {column} is -1, 0 or 1, found {table[column][row]!r}")
     return votes.astype(np.int8)
 
@@ -204,9 +223,9 @@ def _check_one_home(table: pd.DataFrame, path: Path) -> None:
             raise InputError(f"{path}: {several.idxmax()} has more than one {column}")
 
 
-def _check_one_vote(table: pd.DataFrame, votes: NDArray[np.int8], path: Path) -> None:
+def _check_one_vote(table: pd.DataFrame, votes: NDArray[np.int8], path: Path, taxonomy: Taxonomy) -> None:
     """Several rows of one annotator are fine (see the module's head), as long as no tag is voted on twice."""
-    ballots = pd.DataFrame(votes >= 0, columns=PRESENCE_COLUMNS, index=table.index)
+    ballots = pd.DataFrame(votes >= 0, columns=presence_columns(taxonomy), index=table.index)
     n_votes = ballots.groupby([table["audio_filename"], table["annotator_id"]]).sum()
     if (twice := n_votes > 1).any(axis=None):
         (filename, annotator), columns = next(twice[twice.any(axis=1)].iterrows())
@@ -215,7 +234,7 @@ def _check_one_vote(table: pd.DataFrame, votes: NDArray[np.int8], path: Path) ->
         )
 
 
-def _labels(table: pd.DataFrame, votes: NDArray[np.int8]) -> Labels:
+def _labels(table: pd.DataFrame, votes: NDArray[np.int8], taxonomy: Taxonomy) -> Labels:
     filenames, first, recording = np.unique(
         table["audio_filename"].to_numpy(str), return_index=True, return_inverse=True
     )
@@ -227,12 +246,12 @@ def _labels(table: pd.DataFrame, votes: NDArray[np.int8]) -> Labels:
     counted = _counts(votes, recording, deciding | ~verified[recording], len(filenames))
     volunteers = _counts(votes, recording, annotator > VERIFIED_ANNOTATOR, len(filenames))
     names = tuple(filenames.tolist())
-    return Labels(names, split, sensor_id, tuple(verified.tolist()), counted, volunteers)
+    return Labels(names, split, sensor_id, tuple(verified.tolist()), counted, volunteers, taxonomy)
 
 
 def _counts(votes: NDArray[np.int8], recording: NDArray[np.intp], rows: NDArray[np.bool_], n: int) -> Votes:
     """The votes of `rows` of the table, added up over n recordings."""
-    cast, present = np.zeros((2, n, len(PRESENCE_COLUMNS)), np.int16)
+    cast, present = np.zeros((2, n, votes.shape[1]), np.int16)
     np.add.at(cast, recording[rows], votes[rows] >= 0)
     np.add.at(present, recording[rows], votes[rows] == 1)
     return Votes(cast, present)

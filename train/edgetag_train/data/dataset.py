@@ -20,9 +20,11 @@ import soundfile
 import structlog
 
 from edgetag.contract.errors import InputError
+from edgetag.contract.taxonomy import Taxonomy
 from edgetag_train.data.annotations import Labels, read_annotations
 from edgetag_train.files import sha256_of
 from edgetag_train.sentences import some
+from edgetag_train.taxonomy import taxonomy_beside
 
 log = structlog.get_logger("edgetag.train")
 TABLE = "annotations.csv"
@@ -44,6 +46,11 @@ class Dataset:
 
     labels: Labels
     audio: tuple[Path, ...]
+
+    @property
+    def taxonomy(self) -> Taxonomy:
+        """Whose tags the labels are."""
+        return self.labels.taxonomy
 
     def __len__(self) -> int:
         return len(self.audio)
@@ -116,6 +123,15 @@ def read_labels(data: Path) -> Labels:
         InputError: there is no table, or it cannot be read.
     """
     return read_annotations(dataset_folder(data) / TABLE)
+
+
+def read_dataset_taxonomy(data: Path) -> Taxonomy:
+    """Whose tags a dataset's are: those of the `taxonomy.yaml` beside its table, or SONYC-UST's.
+
+    Raises:
+        InputError: there is no table, or the taxonomy is none.
+    """
+    return taxonomy_beside(dataset_folder(data) / TABLE)
 
 
 def dataset_folder(data: Path) -> Path:

@@ -28,14 +28,14 @@ from edgetag.contract.frontend import (
     VGGISH_N_FFT,
     VGGISH_SAMPLE_RATE_HZ,
 )
-from edgetag.contract.taxonomy import SONYC_UST
+from edgetag.contract.taxonomy import SONYC_UST, Taxonomy
 from edgetag.dsp.logmel import LogMel
 from edgetag.dsp.resample import resample
 from edgetag.tagging.bundle import EMBEDDING_OUTPUT_SHAPE, PATCHES_SHAPE, OnnxNet
 from edgetag.tagging.embedding import Embedder
 from edgetag_train.data.augment import Augmentation, augment
 from edgetag_train.data.compute import Draw, Job, Measure, fill
-from edgetag_train.data.dataset import Dataset, content_digests, open_dataset
+from edgetag_train.data.dataset import Dataset, content_digests, open_dataset, read_dataset_taxonomy
 from edgetag_train.data.patches import check_embedding_net
 from edgetag_train.data.scenes import SceneMixer, SceneSettings
 from edgetag_train.data.sounds import (
@@ -49,12 +49,12 @@ from edgetag_train.data.sounds import (
     read_window,
 )
 from edgetag_train.data.store import Store
+from edgetag_train.taxonomy import identity
 from edgetag_train.teaching.teacher import Teacher
 
 MEMO = "content.json"
 EVIDENCE = "evidence"
 _LOGMEL_ROW = (N_MELS, N_FRAMES)
-_LABELS_ROW = (len(SONYC_UST.ids),)
 _PATCHES = {
     "sample_rate_hz": VGGISH_SAMPLE_RATE_HZ,
     "n_fft": VGGISH_N_FFT,
@@ -104,11 +104,11 @@ class Windows:
 
     Attributes:
         logmel: float16 in dB. Shape: [n, 128, 862]
-        labels: float32 in [0, 1], NaN unknown. Shape: [n, 37]
+        labels: float32 in [0, 1], NaN unknown. Shape: [n, tags]
         embedding: float32, where it was asked for. Shape: [n, 10, 128]
         digest: a hash of what they were made from.
-        evidence: float32, a teacher's logit for each coarse tag, where one was asked. Shape: [n, 8]
-        targets: what a root net is taught in place of `labels`, where that differs. Shape: [n, 37]
+        evidence: float32, a teacher's logit for each coarse tag, where one was asked. Shape: [n, coarse tags]
+        targets: what a root net is taught in place of `labels`, where that differs. Shape: [n, tags]
     """
 
     logmel: Rows
@@ -212,7 +212,7 @@ def scene_windows(
     (length 0) where too few clips are held out.
 
     Args:
-        data: holds `clips/` and, for `train`, the street recordings.
+        data: holds the annotation table, `clips/` and, for `train`, the street recordings.
         cache: where rows are kept.
         settings: how scenes are drawn.
         n: how many.
@@ -225,25 +225,28 @@ def scene_windows(
         InputError: the data cannot be read or holds no event to mix `train` from, the disk has no room, or
             `embedding` or `teacher` is no such net.
     """
-    sounds = _sounds(data, split, cache / MEMO, skip_bad)
+    taxonomy = read_dataset_taxonomy(data)
+    sounds = _sounds(data, split, cache / MEMO, skip_bad, taxonomy)
     if n == 0 or not sounds:
-        return _no_windows(embedding)
+        return _no_windows(embedding, taxonomy)
 
     def open_source() -> Draw:
-        mixer = SceneMixer(_library(data, split, skip_bad), settings)
+        mixer = SceneMixer(_library(data, split, skip_bad, taxonomy), settings)
         return lambda item: [Sound(*mixer.scene(seed + item), "")]
 
     source = {"source": "scenes", "settings": msgspec.to_builtins(settings), "sounds": sounds}
+    if taxonomy != SONYC_UST:  # scenes of its tags were kept before there were others
+        source["taxonomy"] = identity(taxonomy)
     store = partial(_store, cache, source, [str(seed + k) for k in range(n)], 1)
-    labels = Job(store("labels", {}, _LABELS_ROW, np.float32), lambda: lambda window: window.labels)
+    labels = Job(store("labels", {}, (len(taxonomy.ids),), np.float32), lambda: lambda window: window.labels)
     jobs = _front_ends(store, embedding, teacher)
     fill([*jobs, labels], open_source, "scenes")
     return _windows(jobs, np.array(labels.store.rows()))
 
 
-def _sounds(data: Path, split: Split, memo: Path, skip_bad: bool) -> list[str]:
+def _sounds(data: Path, split: Split, memo: Path, skip_bad: bool, taxonomy: Taxonomy) -> list[str]:
     """What scenes of a split are mixed from, by content; nothing where too few clips are held out."""
-    manifest = read_manifest(data / "clips")
+    manifest = read_manifest(data / "clips", taxonomy)
     clips = manifest[manifest.split == split]
     is_background = clips.coarse == BACKGROUND
     if split == "validate" and (is_background.all() or not is_background.any()):
@@ -256,10 +259,10 @@ def _sounds(data: Path, split: Split, memo: Path, skip_bad: bool) -> list[str]:
     return [*map(" ".join, rows), *streets]
 
 
-def _library(data: Path, split: Split, skip_bad: bool) -> Library:
+def _library(data: Path, split: Split, skip_bad: bool, taxonomy: Taxonomy) -> Library:
     if split == "train":
         return read_library(data, split, skip_bad=skip_bad)
-    return Library(*read_clips(data / "clips", split), ())
+    return Library(*read_clips(data / "clips", split, taxonomy), (), taxonomy)
 
 
 def _variation(augmentation: Augmentation, seed: int, backgrounds: Sequence[Sound]) -> dict[str, Any]:
@@ -297,8 +300,8 @@ def _front_ends(store: Callable[..., Store], embedding: Path | None, teacher: Pa
         rows = store("embedding", front_end, EMBEDDING_OUTPUT_SHAPE, np.float32)
         jobs.append(Job(rows, partial(_embedding_rows, net)))
     if teacher is not None:
-        front_end = {"teacher": Teacher(teacher).digest}
-        rows = store(EVIDENCE, front_end, (len(SONYC_UST.coarse_ids),), np.float32)
+        asked = Teacher(teacher)
+        rows = store(EVIDENCE, {"teacher": asked.digest}, (len(asked.columns),), np.float32)
         jobs.append(Job(rows, partial(_evidence_rows, teacher)))
     return jobs
 
@@ -345,9 +348,9 @@ def _windows(jobs: Sequence[Job], labels: NDArray[np.float32]) -> Windows:
     )
 
 
-def _no_windows(embedding: Path | None) -> Windows:
+def _no_windows(embedding: Path | None, taxonomy: Taxonomy) -> Windows:
     return Windows(
         np.empty((0, *_LOGMEL_ROW), np.float16),
-        np.empty((0, *_LABELS_ROW), np.float32),
+        np.empty((0, len(taxonomy.ids)), np.float32),
         None if embedding is None else np.empty((0, *EMBEDDING_OUTPUT_SHAPE), np.float32),
     )

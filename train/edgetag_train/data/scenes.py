@@ -14,9 +14,9 @@ import scipy.fft
 from numpy.typing import NDArray
 
 from edgetag.contract.frontend import SAMPLE_RATE_HZ, WINDOW_SAMPLES
-from edgetag.contract.taxonomy import SONYC_UST
+from edgetag.contract.taxonomy import Taxonomy
 from edgetag.dsp.resample import resample
-from edgetag_train.data.sounds import INDEX, Library, Sound
+from edgetag_train.data.sounds import Library, Sound
 
 Samples = NDArray[np.float32]
 T = TypeVar("T")
@@ -79,10 +79,10 @@ class SceneMixer:
         self._street_share = settings.street_share if library.recordings else 0.0
         if not library.backgrounds:
             self._street_share = 1.0
-        self._by_tag = _by_tag(library.events)
+        self._by_tag = _by_tag(library.events, library.taxonomy)
 
     def scene(self, seed: int) -> tuple[Samples, NDArray[np.float32]]:
-        """One scene. Shape: samples [441000] with peak at most 1, labels [37] (1, 0, NaN unknown)."""
+        """One scene. Shape: samples [441000] with peak at most 1, labels [tags] (1, 0, NaN unknown)."""
         rng = np.random.default_rng(seed)
         if rng.random() < self._street_share:
             bed = self._street(rng)
@@ -146,21 +146,22 @@ class SceneMixer:
 
 
 def merge(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Labels of two sounds heard together: present wins, then unknown, then absent. Shape: [37]"""
+    """Labels of two sounds heard together: present wins, then unknown, then absent. Shape: [tags]"""
     either = np.fmax(a, b)
     return np.where(either == 1, either, a + b)
 
 
-def _by_tag(events: Sequence[Sound]) -> dict[str, list[list[Sound]]]:
+def _by_tag(events: Sequence[Sound], taxonomy: Taxonomy) -> dict[str, list[list[Sound]]]:
     """Events by coarse id, grouped by fine tag (all those of unknown fine tag together).
 
     A clip that holds several categories stands under each.
     """
     grouped: dict[str, dict[tuple[float, ...], list[Sound]]] = defaultdict(lambda: defaultdict(list))
     for sound in events:
-        for category in SONYC_UST.categories:
-            if sound.labels[INDEX[category.id]] == 1:
-                fine = tuple(np.nan_to_num([sound.labels[INDEX[tag.id]] for tag in category.fine], nan=-1))
+        for category in taxonomy.categories:
+            if sound.labels[taxonomy.index[category.id]] == 1:
+                kinds = [taxonomy.index[tag.id] for tag in category.fine]
+                fine = tuple(np.nan_to_num(sound.labels[kinds], nan=-1))
                 grouped[category.id][fine].append(sound)
     return {id: list(tags.values()) for id, tags in grouped.items()}
 

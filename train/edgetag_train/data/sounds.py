@@ -1,7 +1,7 @@
 """What scenes are mixed from: isolated clips with tags, backgrounds without, and labelled street recordings.
 
-Everything is mono float32 at 44.1 kHz. Labels are one row per sound in taxonomy order
-(`SONYC_UST.ids`): 1 present, 0 absent, NaN not known.
+Everything is mono float32 at 44.1 kHz. Labels are one row per sound in the order of a
+taxonomy's `ids`: 1 present, 0 absent, NaN not known.
 """
 
 import hashlib
@@ -18,13 +18,11 @@ from numpy.typing import NDArray
 
 from edgetag.contract.errors import InputError
 from edgetag.contract.frontend import SAMPLE_RATE_HZ, WINDOW_SAMPLES
-from edgetag.contract.taxonomy import SONYC_UST
+from edgetag.contract.taxonomy import Taxonomy
 from edgetag.dsp.resample import resample
-from edgetag_train.data.dataset import Dataset, open_dataset, read_labels
+from edgetag_train.data.dataset import Dataset, open_dataset, read_dataset_taxonomy, read_labels
 
 Split = Literal["train", "validate"]
-INDEX = {id: k for k, id in enumerate(SONYC_UST.ids)}
-_COARSE_ID = {category.label: category.id for category in SONYC_UST.categories}
 _COLUMNS = ("path", "coarse", "fine", "recording_id", "licence", "source_repo")
 BACKGROUND = "background"
 _HELD_OUT_SHARE = 0.15
@@ -36,7 +34,7 @@ _HELD_OUT_FROM = 10
 class Sound:
     """A piece of audio and what is in it.
 
-    Shape: samples [n], labels [37]
+    Shape: samples [n], labels [tags]
     """
 
     samples: NDArray[np.float32]
@@ -47,30 +45,31 @@ class Sound:
 
 @dataclass(frozen=True)
 class Library:
-    """All that scenes of one split are mixed from."""
+    """All that scenes of one split are mixed from; the labels are of `taxonomy`'s tags."""
 
     events: Sequence[Sound]
     backgrounds: Sequence[Sound]
     recordings: Sequence[Sound]
+    taxonomy: Taxonomy
 
 
-def absent() -> NDArray[np.float32]:
-    """Labels of a sound that holds none of the tags."""
-    return np.zeros(len(SONYC_UST.ids), np.float32)
+def absent(taxonomy: Taxonomy) -> NDArray[np.float32]:
+    """Labels of a sound that holds none of the tags. Shape: [tags]"""
+    return np.zeros(len(taxonomy.ids), np.float32)
 
 
-def clip_labels(coarse: Iterable[str], fine_name: str) -> NDArray[np.float32]:
+def clip_labels(coarse: Iterable[str], fine_name: str, taxonomy: Taxonomy) -> NDArray[np.float32]:
     """Labels of a clip in categories `coarse` (ids), one of which its fine tag belongs to.
 
     In the other categories some fine tag is present, but not known which.
     """
-    labels = absent()
-    for category in map(SONYC_UST.category, coarse):
-        labels[INDEX[category.id]] = 1
+    labels = absent(taxonomy)
+    for category in map(taxonomy.category, coarse):
+        labels[taxonomy.index[category.id]] = 1
         names = [tag.name for tag in category.fine]
         for tag in category.fine:
             known = fine_name in names
-            labels[INDEX[tag.id]] = float(tag.name == fine_name) if known else np.nan
+            labels[taxonomy.index[tag.id]] = float(tag.name == fine_name) if known else np.nan
     return labels
 
 
@@ -98,30 +97,31 @@ def read_mono(path: Path) -> NDArray[np.float32]:
     return resample(samples.mean(axis=1, dtype=np.float32), rate_hz, SAMPLE_RATE_HZ)
 
 
-def read_clips(folder: Path, split: Split) -> tuple[tuple[Sound, ...], tuple[Sound, ...]]:
+def read_clips(folder: Path, split: Split, taxonomy: Taxonomy) -> tuple[tuple[Sound, ...], tuple[Sound, ...]]:
     """Events and backgrounds of `folder/manifest.csv` whose recording belongs to `split`.
 
-    Columns: `path`, `coarse` (`5_alert-signal`, several with `;` between, or `background`), `fine`,
-    `recording_id`, `licence`, `source_repo`.
+    Columns: `path`, `coarse` (a category's label such as `5_alert-signal`, several with `;` between, or
+    `background`), `fine` (a name), `recording_id`, `licence`, `source_repo`.
 
     Raises:
         InputError: no manifest, a column or value is missing or unknown, or a clip cannot be read.
     """
-    manifest = read_manifest(folder)
+    manifest = read_manifest(folder, taxonomy)
+    coarse_ids = {category.label: category.id for category in taxonomy.categories}
     clips = manifest[manifest.split == split]
     with ThreadPoolExecutor() as pool:  # decoding and resampling leave Python's lock to others
         heard = list(pool.map(read_mono, [folder / path for path in clips.path]))
     events, backgrounds = [], []
     for clip, samples in zip(clips.itertuples(), heard, strict=True):
         if clip.coarse == BACKGROUND:
-            backgrounds.append(Sound(samples, absent(), clip.recording_id))
+            backgrounds.append(Sound(samples, absent(taxonomy), clip.recording_id))
         else:
-            ids = [_COARSE_ID[label] for label in clip.coarse.split(";")]
-            events.append(Sound(samples, clip_labels(ids, clip.fine), clip.recording_id))
+            ids = [coarse_ids[label] for label in clip.coarse.split(";")]
+            events.append(Sound(samples, clip_labels(ids, clip.fine, taxonomy), clip.recording_id))
     return tuple(events), tuple(backgrounds)
 
 
-def read_manifest(folder: Path) -> pd.DataFrame:
+def read_manifest(folder: Path, taxonomy: Taxonomy) -> pd.DataFrame:
     """The clips' table, every value of it checked, with a column `split` added.
 
     Raises:
@@ -136,8 +136,9 @@ def read_manifest(folder: Path) -> pd.DataFrame:
         if manifest[column].isna().any():
             raise InputError(f"{file}: line {int(manifest[column].isna().argmax()) + 2} has no {column}")
     labels = manifest.coarse.str.split(";").explode()
-    if unknown := set(labels) - {BACKGROUND, *_COARSE_ID}:
-        raise InputError(f"{file}: {sorted(unknown)[0]!r} is no coarse label; e.g. 5_alert-signal is")
+    known = [category.label for category in taxonomy.categories]
+    if unknown := set(labels) - {BACKGROUND, *known}:
+        raise InputError(f"{file}: {sorted(unknown)[0]!r} is no coarse label; e.g. {known[-1]} is")
     n_recordings = manifest.groupby("fine").recording_id.nunique()
     rarest = n_recordings[manifest.fine].groupby(manifest.recording_id.to_numpy()).min()
     manifest["split"] = [split_of(id, rarest[id]) for id in manifest.recording_id]
@@ -166,7 +167,7 @@ class Recordings(Sequence[Sound]):
 
     def __init__(self, dataset: Dataset) -> None:
         self._dataset = dataset
-        self._labels = complete(dataset.labels.binary())
+        self._labels = complete(dataset.labels.binary(), dataset.taxonomy)
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -190,19 +191,19 @@ def read_recordings(data: Path, split: str) -> tuple[Sound, ...]:
     return tuple(Recordings(open_dataset(data, [split])))
 
 
-def complete(labels: NDArray[np.float32]) -> NDArray[np.float32]:
+def complete(labels: NDArray[np.float32], taxonomy: Taxonomy) -> NDArray[np.float32]:
     """Fill in the fine labels that follow from the coarse ones: of what is absent, every kind is; a single
     fine tag copies its category.
 
-    Shape: [..., 37] -> [..., 37]
+    Shape: [..., tags] -> [..., tags]
     """
     labels = labels.copy()
-    for category in SONYC_UST.categories:
-        present = labels[..., INDEX[category.id]]
+    for category in taxonomy.categories:
+        present = labels[..., taxonomy.index[category.id]]
         for tag in category.fine:
-            fine = labels[..., INDEX[tag.id]]
+            fine = labels[..., taxonomy.index[tag.id]]
             follows = np.isnan(fine) & ((present == 0) | (category.single is not None))
-            labels[..., INDEX[tag.id]] = np.where(follows, present, fine)
+            labels[..., taxonomy.index[tag.id]] = np.where(follows, present, fine)
     return labels
 
 
@@ -214,8 +215,10 @@ def read_library(data: Path, split: Split, *, skip_bad: bool = False) -> Library
     Raises:
         InputError: a table or a clip cannot be read, or a recording is missing (without `skip_bad`).
     """
-    events, backgrounds = read_clips(data / "clips", split)
-    return Library(events, backgrounds, Recordings(open_dataset(data, [split], skip_bad=skip_bad)))
+    taxonomy = read_dataset_taxonomy(data)
+    events, backgrounds = read_clips(data / "clips", split, taxonomy)
+    recordings = Recordings(open_dataset(data, [split], skip_bad=skip_bad))
+    return Library(events, backgrounds, recordings, taxonomy)
 
 
 def describe(data: Path, *, with_clips: bool) -> dict[str, object]:
@@ -227,7 +230,7 @@ def describe(data: Path, *, with_clips: bool) -> dict[str, object]:
     }
     if not with_clips:
         return {**streets}
-    manifest = read_manifest(data / "clips")
+    manifest = read_manifest(data / "clips", recordings.taxonomy)
     used = manifest[manifest.split == "train"]
     return {
         **streets,

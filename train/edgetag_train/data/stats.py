@@ -16,13 +16,10 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from edgetag.contract.taxonomy import SONYC_UST
 from edgetag_train.data.annotations import Labels, Votes, read_annotations
 from edgetag_train.data.dataset import TABLE, dataset_folder
 
 _NARROW_NAMES = 29  # columns, where three splits stand beside them
-_N_COARSE = len(SONYC_UST.coarse_ids)
-_LEVELS = {"coarse": slice(None, _N_COARSE), "fine": slice(_N_COARSE, None)}
 _KINDS = ("present", "absent", "unknown")
 _SIGNS = dict(zip(_KINDS, "+−?", strict=True))
 
@@ -45,10 +42,11 @@ def describe_table(labels: Labels, threshold: float = 0.5) -> dict[str, Any]:
         threshold: a tag is present when more than this fraction of its voters say so.
 
     Returns:
-        `threshold`; `splits` (name -> `recordings`, `sensors`, `verified`); `agreement` (`coarse`, `fine`:
-        `majority`, `alpha`, means over the tags for which they are defined, else null); `volunteers`
-        (`coarse`, `fine`: `precision`, `recall`, `f1` of their labels on verified recordings, or null);
-        `tags` (id -> `name`, `majority`, `alpha`, and `splits`: name -> `present`, `absent`, `unknown`).
+        `taxonomy`, its name; `threshold`; `splits` (name -> `recordings`, `sensors`, `verified`); `agreement`
+        (`coarse`, `fine`: `majority`, `alpha`, means over the tags for which they are defined, else null);
+        `volunteers` (`coarse`, `fine`: `precision`, `recall`, `f1` of their labels on verified recordings, or
+        null); `tags` (id -> `name`, `majority`, `alpha`, and `splits`: name -> `present`, `absent`,
+        `unknown`).
 
     Raises:
         InputError: `threshold` is no fraction.
@@ -58,22 +56,23 @@ def describe_table(labels: Labels, threshold: float = 0.5) -> dict[str, Any]:
     shares, alphas = majority(labels.volunteers), alpha(labels.volunteers)
     tags = {
         id: {
-            "name": SONYC_UST.tags[id].name,
+            "name": labels.taxonomy.tags[id].name,
             "majority": _figure(shares[k]),
             "alpha": _figure(alphas[k]),
             "splits": {
                 split: {kind: int(n[k]) for kind, n in by_kind.items()} for split, by_kind in counts.items()
             },
         }
-        for k, id in enumerate(SONYC_UST.ids)
+        for k, id in enumerate(labels.taxonomy.ids)
     }
     held = against_verified(labels, threshold)
     return {
+        "taxonomy": labels.taxonomy.name,
         "threshold": threshold,
         "splits": {split: _described(part) for split, part in parts.items()},
         "agreement": {
             level: {"majority": _mean(shares[columns]), "alpha": _mean(alphas[columns])}
-            for level, columns in _LEVELS.items()
+            for level, columns in labels.taxonomy.columns.items()
         },
         "volunteers": held,
         "tags": tags,
@@ -90,7 +89,7 @@ def against_verified(labels: Labels, threshold: float) -> dict[str, dict[str, fl
     known = ~np.isnan(truth) & ~np.isnan(share)
     said, so = (share > np.float32(threshold)) & known, (truth == 1) & known
     found: dict[str, dict[str, float] | None] = {}
-    for level, columns in _LEVELS.items():
+    for level, columns in labels.taxonomy.columns.items():
         n_said, n_so = int(said[:, columns].sum()), int(so[:, columns].sum())
         hits = int((said & so)[:, columns].sum())
         found[level] = None
@@ -111,7 +110,7 @@ def majority(votes: Votes) -> NDArray[np.float64]:
     Between 0.5 and 1. Absent tags are easily agreed on, so that a rare tag's share is high whatever the
     listeners do: see `alpha`.
 
-    Shape: [n, 37] -> [37]
+    Shape: [n, tags] -> [tags]
     """
     several = votes.cast >= 2
     with_majority = np.maximum(votes.present, votes.cast - votes.present)
@@ -127,7 +126,7 @@ def alpha(votes: Votes) -> NDArray[np.float64]:
     may differ from recording to recording, in number as well (Krippendorff, "Computing Krippendorff's
     alpha-reliability", 2011, nominal data).
 
-    Shape: [n, 37] -> [37]
+    Shape: [n, tags] -> [tags]
     """
     cast = np.where(votes.cast >= 2, votes.cast, 0).astype(float)
     present = np.where(votes.cast >= 2, votes.present, 0).astype(float)
@@ -165,16 +164,21 @@ def _tags_table(described: dict[str, Any]) -> Table:
             table.add_column(f"{title}\n{_SIGNS[kind]}", justify="right", no_wrap=True, min_width=5)
     table.add_column("\nagree", justify="right", no_wrap=True)
     table.add_column("\nalpha", justify="right", no_wrap=True)
-    for category in SONYC_UST.categories:
-        for tag in (category, *category.fine):
-            is_coarse = tag is category
-            found = described["tags"][tag.id]
-            counts = [found["splits"][split][kind] for split in splits for kind in _KINDS]
-            cells = [_cell(n, kind) for n, kind in zip(counts, _KINDS * len(splits), strict=True)]
-            figures = [_rounded(found[name]) for name in ("majority", "alpha")]
-            name = f"{'' if is_coarse else ' '}{tag.id} {tag.name}"
-            table.add_row(name, *cells, *figures, style="bold" if is_coarse else None)
+    for id in _by_category(described["tags"]):
+        is_coarse = "-" not in id
+        found = described["tags"][id]
+        counts = [found["splits"][split][kind] for split in splits for kind in _KINDS]
+        cells = [_cell(n, kind) for n, kind in zip(counts, _KINDS * len(splits), strict=True)]
+        figures = [_rounded(found[name]) for name in ("majority", "alpha")]
+        name = f"{'' if is_coarse else ' '}{id} {found['name']}"
+        table.add_row(name, *cells, *figures, style="bold" if is_coarse else None)
     return table
+
+
+def _by_category(ids: Iterable[str]) -> list[str]:
+    """Each coarse id, then its fine ones; only these have a dash."""
+    ids = list(ids)
+    return [id for coarse in ids if "-" not in coarse for id in ids if id.partition("-")[0] == coarse]
 
 
 def _cell(n: int, kind: str) -> Text:

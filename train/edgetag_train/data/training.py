@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from edgetag.contract.taxonomy import SONYC_UST
+from edgetag.contract.errors import InputError
+from edgetag.contract.taxonomy import SONYC_UST, Taxonomy
 from edgetag_train.data.augment import Augmentation
 from edgetag_train.data.dataset import Dataset, open_dataset
 from edgetag_train.data.features import Windows, join, recording_windows, scene_windows
-from edgetag_train.data.sounds import INDEX, Sound, complete, read_clips, read_manifest
+from edgetag_train.data.sounds import Sound, complete, read_clips, read_manifest
 from edgetag_train.recipe import Data
 from edgetag_train.teaching.teacher import Teacher
 from edgetag_train.teaching.verdict import fit_verdict
@@ -21,10 +22,14 @@ _VALIDATION_SEED = 1_000_000
 
 @dataclass(frozen=True, eq=False)
 class TrainingData:
-    """Windows to train on and to choose the best epoch by; `about` goes into the run's provenance."""
+    """Windows to train on and to choose the best epoch by; `about` goes into the run's provenance.
+
+    Labels are of `taxonomy`'s tags.
+    """
 
     train: Windows
     about: dict[str, Any]
+    taxonomy: Taxonomy
     validation: Windows | None = None
 
 
@@ -48,21 +53,27 @@ def prepare(
         skip_bad: leave out missing and unreadable recordings with a warning.
 
     Raises:
-        InputError: the data cannot be read, or a split that is needed is empty.
+        InputError: the data cannot be read, a split that is needed is empty, or a teacher is asked for tags
+            that are not SONYC-UST's.
     """
     splits = ["train"]
     if validated and not settings.n_validation_scenes:
         splits.append("validate")
     recordings = open_dataset(data, splits, skip_bad=skip_bad)  # all are looked for before any is heard
     if settings.n_scenes or (validated and settings.n_validation_scenes):
-        read_manifest(data / "clips")
+        read_manifest(data / "clips", recordings.taxonomy)
+    if teacher is not None and recordings.taxonomy != SONYC_UST:
+        raise InputError(
+            f"YAMNet speaks for SONYC-UST's coarse tags only, the data's are {recordings.taxonomy.name}'s; "
+            "set data.teacher_share=0 and leave out --teacher"
+        )
     streets = recordings.of_split("train")
     train, about = _train(settings, data, streets, cache, embedding, teacher, skip_bad)
     if teacher is not None and settings.teacher_share:
         train, verdict = _taught(train, settings.teacher_share, streets, cache, teacher)
         about["teacher"] = verdict
     if not validated:
-        return TrainingData(train, about)
+        return TrainingData(train, about, recordings.taxonomy)
     if settings.n_validation_scenes:
         validation = held_out_scenes(
             settings, data, cache, n=settings.n_validation_scenes, seed=_VALIDATION_SEED, embedding=embedding
@@ -72,7 +83,7 @@ def prepare(
         validation = _judged(recordings.of_split("validate").for_evaluation(), cache, embedding)
         source = "recordings of the split validate"
     stated = {"from": source, "windows": len(validation), "digest": validation.digest}
-    return TrainingData(train, about | {"validation": stated}, validation)
+    return TrainingData(train, about | {"validation": stated}, recordings.taxonomy, validation)
 
 
 def judged_recordings(
@@ -114,7 +125,7 @@ def _taught(
 
     What its evidence is worth is fitted to the street recordings as they are.
     """
-    columns = [INDEX[id] for id in SONYC_UST.coarse_ids]
+    columns = streets.taxonomy.columns["coarse"]
     heard = _judged(streets, cache, None, teacher)
     assert heard.evidence is not None
     assert train.evidence is not None
@@ -122,7 +133,7 @@ def _taught(
     targets, said = train.labels.copy(), verdict(train.evidence)
     labels = train.labels[:, columns]
     targets[:, columns] = np.where(np.isnan(labels), said, share * said + (1 - share) * labels)
-    targets = _singles(targets)
+    targets = _singles(targets, streets.taxonomy)
     about = {
         "sha256": Teacher(teacher).sha256,
         "slopes": verdict.slopes.round(4).tolist(),
@@ -131,11 +142,11 @@ def _taught(
     return replace(train, targets=targets), about
 
 
-def _singles(targets: np.ndarray) -> np.ndarray:
-    """A category's only fine tag is taught what the category is. Shape: [n, 37] -> [n, 37]"""
-    for category in SONYC_UST.categories:
+def _singles(targets: np.ndarray, taxonomy: Taxonomy) -> np.ndarray:
+    """A category's only fine tag is taught what the category is. Shape: [n, tags] -> [n, tags]"""
+    for category in taxonomy.categories:
         if category.single is not None:
-            targets[:, INDEX[category.single.id]] = targets[:, INDEX[category.id]]
+            targets[:, taxonomy.index[category.single.id]] = targets[:, taxonomy.index[category.id]]
     return targets
 
 
@@ -156,10 +167,10 @@ def _train(
             recording_windows(
                 dataset,
                 cache,
-                labels=complete(labels),
+                labels=complete(labels, dataset.taxonomy),
                 augmentation=settings.augmentation,
                 seed=settings.seed,
-                backgrounds=_backgrounds(data, settings.augmentation),
+                backgrounds=_backgrounds(data, settings.augmentation, dataset.taxonomy),
                 embedding=embedding,
                 teacher=teacher,
             )
@@ -183,9 +194,9 @@ def _train(
     return train, {"digest": train.digest, "train": about}
 
 
-def _backgrounds(data: Path, augmentation: Augmentation) -> tuple[Sound, ...]:
+def _backgrounds(data: Path, augmentation: Augmentation, taxonomy: Taxonomy) -> tuple[Sound, ...]:
     """What augmentation adds as noise: the background clips of training, if the data has clips."""
-    return read_clips(data / "clips", "train")[1] if _has_noises(data, augmentation) else ()
+    return read_clips(data / "clips", "train", taxonomy)[1] if _has_noises(data, augmentation) else ()
 
 
 def _has_noises(data: Path, augmentation: Augmentation) -> bool:

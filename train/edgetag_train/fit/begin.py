@@ -14,12 +14,14 @@ import msgspec
 import torch
 
 from edgetag.contract.errors import InputError
+from edgetag.contract.taxonomy import Taxonomy
 from edgetag_train.data.training import TrainingData
 from edgetag_train.embedding import Embedding
 from edgetag_train.files import writing
 from edgetag_train.fit.loop import Record
-from edgetag_train.fit.run import ROOT, Run, checkpoints, read_run
+from edgetag_train.fit.run import ROOT, Run, check_taxonomy, checkpoints, read_run
 from edgetag_train.recipe import Recipe
+from edgetag_train.taxonomy import FILE, described, identity, taxonomy_yaml
 
 
 @contextmanager
@@ -50,6 +52,7 @@ def provenance(
         "threads": torch.get_num_threads(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "overrides": list(overrides),
+        "taxonomy": identity(data.taxonomy),
         "data": data.about,
         "embedding": embedding
         and {"kind": embedding.kind, "source": embedding.source, "sha256": embedding.sha256["fp32"]},
@@ -74,7 +77,7 @@ def _git(source: Path, *arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def check_start(recipe: Recipe, out: Path, *, root: Path | None, resume: bool) -> None:
+def check_start(recipe: Recipe, taxonomy: Taxonomy, out: Path, *, root: Path | None, resume: bool) -> None:
     """Refuse what `fit_system` would refuse, before hours are spent on features.
 
     Raises:
@@ -82,13 +85,13 @@ def check_start(recipe: Recipe, out: Path, *, root: Path | None, resume: bool) -
         OutputError: `out` cannot be written.
     """
     with writing(out):
-        _found(out, recipe, resume=resume)
+        _found(out, recipe, taxonomy, resume=resume)
         TemporaryFile(dir=out).close()
     if root is not None:
-        _matching_root(root, recipe)
+        _matching_root(root, recipe, taxonomy)
 
 
-def _found(out: Path, recipe: Recipe, *, resume: bool) -> Run | None:
+def _found(out: Path, recipe: Recipe, taxonomy: Taxonomy, *, resume: bool) -> Run | None:
     """The run to go on with in `out`, None where there is none yet."""
     out.mkdir(parents=True, exist_ok=True)
     if not (out / "recipe.json").exists():
@@ -98,28 +101,36 @@ def _found(out: Path, recipe: Recipe, *, resume: bool) -> Run | None:
         raise InputError(f"{out} holds a run already; go on with it with --resume, or choose another folder")
     if found.recipe != recipe:
         raise InputError(f"{out} holds a run of another recipe; choose another folder")
+    if found.taxonomy != taxonomy:
+        raise InputError(
+            f"{out} was begun with the tags of {described(found.taxonomy)}, the data has those of "
+            f"{described(taxonomy)}; choose another folder"
+        )
     return found
 
 
-def claim(out: Path, recipe: Recipe, stated: dict[str, Any], *, resume: bool) -> Run:
+def claim(out: Path, recipe: Recipe, taxonomy: Taxonomy, stated: dict[str, Any], *, resume: bool) -> Run:
     """Begin a run in `out`, or find the one to go on with.
 
-    What may not differ: the recipe, the data, the embedding.
+    What may not differ: the recipe, the taxonomy, the data, the embedding.
     """
-    found = _found(out, recipe, resume=resume)
+    recipe.check(taxonomy)
+    found = _found(out, recipe, taxonomy, resume=resume)
     if found is None:
+        (out / FILE).write_bytes(taxonomy_yaml(taxonomy))
         (out / "provenance.json").write_bytes(msgspec.json.format(msgspec.json.encode(stated)))
         (out / "recipe.json").write_bytes(msgspec.json.format(msgspec.json.encode(recipe)))
-        return Run(out, recipe, stated)
+        return Run(out, recipe, taxonomy, stated)
     for what in ("data", "embedding"):
         if found.provenance[what] != stated[what]:
             raise InputError(f"{out} was begun with other {what}; choose another folder")
     return found
 
 
-def _matching_root(other: Path, recipe: Recipe) -> Run:
+def _matching_root(other: Path, recipe: Recipe, taxonomy: Taxonomy) -> Run:
     """Another run, if its root net is the one that this recipe would train."""
     source = read_run(other)
+    check_taxonomy(source, taxonomy)
     for key in ("seed", "data", "fusion", "root"):
         if getattr(source.recipe, key) != getattr(recipe, key):
             raise InputError(f"{other} has another {key} than this recipe; its root cannot be taken")
@@ -131,7 +142,7 @@ def _matching_root(other: Path, recipe: Recipe) -> Run:
 
 def take_root(run: Run, other: Path) -> None:
     """Copy another run's root net, if it is the one that this run would train."""
-    source = _matching_root(other, run.recipe)
+    source = _matching_root(other, run.recipe, run.taxonomy)
     for what in ("data", "embedding"):
         if source.provenance[what] != run.provenance[what]:
             raise InputError(f"{other} was run on other {what}; its root cannot be taken")

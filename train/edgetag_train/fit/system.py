@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -11,9 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from edgetag.contract.errors import InputError
-from edgetag.contract.taxonomy import SONYC_UST
+from edgetag.contract.taxonomy import Taxonomy
 from edgetag_train.data.features import Windows
-from edgetag_train.data.sounds import INDEX
 from edgetag_train.data.training import TrainingData
 from edgetag_train.embedding import Embedding
 from edgetag_train.files import writing
@@ -60,20 +60,22 @@ def fit_system(
 
     Raises:
         InputError: `out` holds another run, or one while `resume` is false, or another process is fitting in
-            it; nothing to train on.
+            it; the recipe is for other tags than the data's; nothing to train on.
         DivergedError: a loss is no number.
         OutputError: `out` cannot be written.
         Stopped: a signal asked for an end; what was done is kept.
     """
     with writing(out), alone(out), stop_on_signals() as stop:
-        run = claim(out, recipe, provenance(data, embedding, device, overrides), resume=resume)
+        stated = provenance(data, embedding, device, overrides)
+        run = claim(out, recipe, data.taxonomy, stated, resume=resume)
         if root is not None:
             take_root(run, root)
         (out / FINISHED).unlink(missing_ok=True)
-        for number, name in enumerate(net_names(recipe)):
+        names = net_names(recipe, data.taxonomy)
+        for number, name in enumerate(names):
             if not _is_fitted(run, name):
                 _fit_net(run, data, name, recipe.seed + number, device or torch.device("cpu"), stop)
-        left_out = [name for name in net_names(recipe) if not _is_fitted(run, name)]
+        left_out = [name for name in names if not _is_fitted(run, name)]
         (out / FINISHED).write_bytes(msgspec.json.encode({"left_out": left_out}))
 
 
@@ -92,13 +94,14 @@ def _fit_net(
     recipe = run.recipe
     settings = settings_of(recipe, name)
     dummy = recipe.branch_negatives == "dummy"
-    train = examples(data.train, name, dummy=dummy)
+    train = examples(data.train, name, run.taxonomy, dummy=dummy)
     if name == ROOT and len(train) < 2:
         raise InputError(f"{len(train)} windows to train on; batch norm needs two at the least")
-    if len(train) < 2 or (name != ROOT and not (train.targets[:, : len(outputs(name))] > 0).any()):
-        log.warning("net left out: too few examples", net=name, category=_label(name), examples=len(train))
+    if len(train) < 2 or (name != ROOT and not (train.targets[:, : len(run.outputs(name))] > 0).any()):
+        category = run.taxonomy.category(coarse_id(name)).label
+        log.warning("net left out: too few examples", net=name, category=category, examples=len(train))
         return
-    validation = examples(data.validation, name, dummy=dummy) if data.validation else None
+    validation = examples(data.validation, name, run.taxonomy, dummy=dummy) if data.validation else None
     if validation is not None and not len(validation):
         validation = None
     keep = _keep(recipe, name, validation is not None)
@@ -130,7 +133,7 @@ def _fit_net(
         kept = fitting.run(
             train,
             validation,
-            judge_root if name == ROOT else lambda targets, probabilities: {},
+            partial(judge_root, run.taxonomy) if name == ROOT else lambda targets, probabilities: {},
             checkpoint=partial_state,
             stop=stop,
             on_step=watcher.on_step,
@@ -157,35 +160,35 @@ def _keep(recipe: Recipe, name: str, validated: bool) -> dict[str, str]:
     return {level: f"{level}_micro_auprc" if validated else "loss" for level in ("coarse", "fine")}
 
 
-def judge_root(targets: NDArray[np.float32], probabilities: NDArray[np.float32]) -> dict[str, float]:
+def judge_root(
+    taxonomy: Taxonomy, targets: NDArray[np.float32], probabilities: NDArray[np.float32]
+) -> dict[str, float]:
     """Micro AUPRC at both levels; NaN where nothing is labelled."""
     return {
-        f"{level}_micro_auprc": evaluate(targets, probabilities, level, ties="threshold").micro_auprc
+        f"{level}_micro_auprc": evaluate(
+            targets, probabilities, level, taxonomy, ties="threshold"
+        ).micro_auprc
         for level in ("coarse", "fine")
     }
 
 
-def examples(windows: Windows, name: str, *, dummy: bool = False) -> Examples:
+def examples(windows: Windows, name: str, taxonomy: Taxonomy, *, dummy: bool = False) -> Examples:
     """What a net learns from: every window for the root; for a branch those of its category with a known
     fine tag, or with `dummy` every window with one, asked for one output more: "not this category".
     """
-    columns = [INDEX[id] for id in outputs(name)]
+    columns = [taxonomy.index[id] for id in outputs(name, taxonomy)]
     fine = windows.labels[:, columns]
     if name == ROOT:
         return Examples(
             windows, np.arange(len(windows)), fine if windows.targets is None else windows.targets
         )
-    coarse = windows.labels[:, INDEX[coarse_id(name)]]
+    coarse = windows.labels[:, taxonomy.index[coarse_id(name)]]
     known = ~np.isnan(fine).all(axis=1)
     if not dummy:
         rows = np.flatnonzero((coarse > 0.5) & known)
         return Examples(windows, rows, fine[rows])
     rows = np.flatnonzero(~np.isnan(coarse) & known)
     return Examples(windows, rows, np.column_stack([fine[rows], 1 - coarse[rows]]))
-
-
-def _label(name: str) -> str:
-    return "all" if name == ROOT else SONYC_UST.category(coarse_id(name)).label
 
 
 def _save(run: Run, name: str, weights: Mapping[str, torch.Tensor]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from edgetag.contract.errors import InputError
-from edgetag.contract.taxonomy import SONYC_UST
+from edgetag.contract.taxonomy import SONYC_UST, Taxonomy
 from edgetag_train.files import writing
 from edgetag_train.metrics import Level, curves
 from edgetag_train.paper import LevelFigures, Published, Table4, read_table4
@@ -37,6 +37,7 @@ from edgetag_train.report.systems import (
     same_coarse,
     systems_on,
 )
+from edgetag_train.taxonomy import described
 
 METRICS = {"micro_auprc": "micro AUPRC", "micro_f1": "micro F1", "macro_auprc": "macro AUPRC"}
 PUBLISHED_SPLIT = "validate"
@@ -46,7 +47,10 @@ SPLITS = {
     SCENES: "scenes mixed from clips that were held out of training; labels are those of the clips",
 }
 
-
+NOT_PUBLISHED = (
+    "The tags are those of the taxonomy {}. The paper's Table 4 is of SONYC-UST's, so nothing that was "
+    "published stands beside these figures."
+)
 CURVE_CAPTION = (
     "Precision over recall, coarse level, from the same counts as the figures. As the challenge defines it, "
     "a curve begins at (0, 1) and ends at (1, 0), and the area under it is the class AUPRC, but for the "
@@ -67,22 +71,30 @@ CONFUSION_CAPTION = (
 def write_report(runs: Sequence[Path], out: Path) -> None:
     """Write a page on evaluated runs: Table 4 side by side, classes, curves, confusion, training, provenance.
 
+    Runs on other tags than SONYC-UST's are set beside each other only.
+
     Args:
         runs: run directories of `edgetag train fit`, evaluated; those that differ in nothing but their seeds
             become one row with mean and range.
         out: a `.html` file, whole in itself, or a `.md` file with its pictures in `<stem>_files/` beside it.
 
     Raises:
-        InputError: no run, another kind of file, or a run that is damaged or was not evaluated.
+        InputError: no run, another kind of file, a run that is damaged or was not evaluated, or runs of
+            different taxonomies.
         OutputError: the report cannot be written.
     """
     if out.suffix not in (".html", ".md"):
         raise InputError(f"{out}: a report is a .html or a .md file")
     if not runs:
         raise InputError("a report needs at least one run")
-    page = make_page(
-        [read_run(path) for path in {path.resolve(): path for path in runs}.values()], read_table4()
-    )
+    read = [read_run(path) for path in {path.resolve(): path for path in runs}.values()]
+    for other in read:
+        if other.taxonomy != read[0].taxonomy:
+            raise InputError(
+                f"{read[0].path} tells the tags of {described(read[0].taxonomy)}, {other.path} those of "
+                f"{described(other.taxonomy)}; a report sets runs of one taxonomy side by side"
+            )
+    page = make_page(read, read_table4() if read[0].taxonomy == SONYC_UST else None)
     with writing(out):
         _write(page, out)
 
@@ -99,18 +111,23 @@ def _write(page: Page, out: Path) -> None:
     out.write_text(to_markdown(page, folder.name), encoding="utf-8")
 
 
-def make_page(runs: Sequence[Run], published: Table4) -> Page:
-    """The whole report, before it takes a form."""
+def make_page(runs: Sequence[Run], published: Table4 | None) -> Page:
+    """The whole report, before it takes a form; `published` is None where nothing was, of such tags."""
     splits = sorted({found.split for run in runs for found in run.evaluations}, key=_split_order)
     blocks = [
         Text(
             "Figures are those of DCASE 2019 Task 5, in [0, 1], more is better: the area under precision "
             "over recall (AUPRC) and F1 at 0.5, over all tags (micro) or as the mean of categories (macro)."
         ),
+        *([] if published else [Text(NOT_PUBLISHED.format(runs[0].taxonomy.name), "note")]),
         *_warnings(runs, published),
     ]
     for split in splits:
-        blocks += _split_section(split, systems_on(runs, split), published)
+        compared = published if split == PUBLISHED_SPLIT else None
+        blocks += _split_section(split, systems_on(runs, split), compared)
+    if published is None:
+        title = f"Urban sound tagging: runs on the tags of {runs[0].taxonomy.name}"
+        return Page(title, [*blocks, *_run_section(runs)])
     return Page(
         "Urban sound tagging: runs and the paper's Table 4",
         [*blocks, *_sources(published), *_run_section(runs)],
@@ -120,14 +137,15 @@ def make_page(runs: Sequence[Run], published: Table4) -> Page:
 # -- what must be known before a figure is compared ---------------------------------------------------------
 
 
-def _warnings(runs: Sequence[Run], published: Table4) -> Iterator[Text]:
+def _warnings(runs: Sequence[Run], published: Table4 | None) -> Iterator[Text]:
     if any(run.provenance.embedding and run.provenance.embedding.is_stand_in for run in runs):
         yield Text(
             "Rows marked “random stand-in” took their embedding from a net with random weights, not from "
             "VGGish. They show that the system works, not what VGGish would add.",
             "warning",
         )
-    expected = {system.recordings for system in published.systems.values() if system.recordings}
+    systems = published.systems.values() if published else ()
+    expected = {system.recordings for system in systems if system.recordings}
     found = {len(item.filenames) for run in runs for item in run.evaluations if item.split == PUBLISHED_SPLIT}
     if found and expected and found != expected:
         yield Text(
@@ -157,7 +175,7 @@ def _has_split(run: Run, split: str) -> bool:
 # -- one split ----------------------------------------------------------------------------------------------
 
 
-def _split_section(split: str, systems: Sequence[System], published: Table4) -> Iterator[Block]:
+def _split_section(split: str, systems: Sequence[System], published: Table4 | None) -> Iterator[Block]:
     sizes = {len(evaluation.filenames) for system in systems for evaluation in system.evaluations}
     what = SPLITS.get(split, "recordings")
     yield Heading(f"Split “{split}”")
@@ -165,7 +183,7 @@ def _split_section(split: str, systems: Sequence[System], published: Table4) -> 
     if len({frozenset(item.filenames) for system in systems for item in system.evaluations}) > 1:
         yield Text("The runs were not evaluated on the same recordings of this split.", "warning")
     yield _table_4(split, systems, published)
-    yield Text(_reading(split, systems, published), "note")
+    yield Text(_reading(systems, published), "note")
     for level in LEVELS:
         if any(system.values(level, "micro_auprc") for system in systems):
             yield _class_table(level, systems)
@@ -174,20 +192,20 @@ def _split_section(split: str, systems: Sequence[System], published: Table4) -> 
         yield _confusion_gallery(split, drawn)
 
 
-def _table_4(split: str, systems: Sequence[System], published: Table4) -> Table:
-    """Ours beside what was published, where the split is the published one."""
-    compared = split == PUBLISHED_SPLIT
+def _table_4(split: str, systems: Sequence[System], published: Table4 | None) -> Table:
+    """Ours beside what was published of the split, if anything was."""
     best = {
         (level, metric): _best(system.values(level, metric) for system in systems)
         for level in LEVELS
         for metric in METRICS
     }
-    rows = [_table_4_row(system, published.systems.get(system.slug), best, compared) for system in systems]
-    if compared:
+    rows = [_table_4_row(system, published, best) for system in systems]
+    if published is not None:
         rows = _in_paper_order(systems, rows, published)
-    kinds = [Cell("published"), Cell("ours")] if compared else [Cell("ours")]
+    kinds = [Cell("published"), Cell("ours")] if published is not None else [Cell("ours")]
+    name = "Table 4" if systems[0].taxonomy == SONYC_UST else "Figures"
     return Table(
-        caption=f"Table 4 on “{split}”: coarse and fine level",
+        caption=f"{name} on “{split}”: coarse and fine level",
         groups=[(f"{level} {name}", len(kinds)) for level in LEVELS for name in METRICS.values()],
         columns=[Cell("system"), *(kinds * (len(LEVELS) * len(METRICS)))],
         rows=rows,
@@ -207,13 +225,11 @@ def _in_paper_order(
     return ordered + [_published_row(Cell(item.name, item.data), item) for item in published.references]
 
 
-def _table_4_row(
-    system: System, published: Published | None, best: dict[tuple[Level, str], str], compared: bool
-) -> list[Cell]:
+def _table_4_row(system: System, published: Table4 | None, best: dict[tuple[Level, str], str]) -> list[Cell]:
     cells = [Cell(system.title, system.note)]
     for (level, metric), top in best.items():
-        if compared:
-            cells.append(_published_cell(published, level, metric))
+        if published is not None:
+            cells.append(_published_cell(published.systems.get(system.slug), level, metric))
         cells.append(_mean(system.values(level, metric), top))
     return cells
 
@@ -228,13 +244,13 @@ def _published_cell(published: Published | None, level: Level, metric: str) -> C
     return Cell(NOTHING if value is None else f"{value:.3f}", quiet=True)
 
 
-def _reading(split: str, systems: Sequence[System], published: Table4) -> str:
+def _reading(systems: Sequence[System], published: Table4 | None) -> str:
     """The small print under Table 4."""
     reasons = {
         why for system in systems for item in system.evaluations for why in item.figures["reasons"].values()
     }
     lines = ["Best of ours in bold. Several runs: mean, and the range over seeds below it."]
-    if split == PUBLISHED_SPLIT:
+    if published is not None:
         lines.append(f"Published: {published.note}")
         lines.append("A dash under “published”: no source at hand; paper_table4.yaml takes the figure.")
     lines += [f"A dash under “ours”: {why}." for why in sorted(reasons)]
@@ -242,26 +258,26 @@ def _reading(split: str, systems: Sequence[System], published: Table4) -> str:
 
 
 def _class_table(level: Level, systems: Sequence[System]) -> Table:
-    truth = systems[0].evaluations[0].truth
+    taxonomy, truth = systems[0].taxonomy, systems[0].evaluations[0].truth
     rows = []
     best = {
         coarse: _best(system.class_values(level, coarse) for system in systems)
-        for coarse in SONYC_UST.coarse_ids
+        for coarse in taxonomy.coarse_ids
     }
     for system in systems:
         cells = (_mean(system.class_values(level, coarse), top) for coarse, top in best.items())
         rows.append([Cell(system.title, system.note), *cells])
     head = [
-        Cell(name, _positives(truth, level, coarse))
-        for name, coarse in zip(plots.NAMES, SONYC_UST.coarse_ids, strict=True)
+        Cell(name, _positives(truth, level, coarse, taxonomy))
+        for name, coarse in zip(plots.coarse_names(taxonomy), taxonomy.coarse_ids, strict=True)
     ]
     caption = f"AUPRC by category, {level} level (below the name: recordings with it)"
     return Table(caption, [Cell("system"), *head], rows)
 
 
-def _positives(truth: np.ndarray, level: Level, coarse_id: str) -> str:
-    ids = [tag.id for tag in SONYC_UST.category(coarse_id).fine] if level == "fine" else [coarse_id]
-    present = truth[:, [SONYC_UST.ids.index(tag_id) for tag_id in ids]] == 1
+def _positives(truth: np.ndarray, level: Level, coarse_id: str, taxonomy: Taxonomy) -> str:
+    ids = [tag.id for tag in taxonomy.category(coarse_id).fine] if level == "fine" else [coarse_id]
+    present = truth[:, [taxonomy.index[tag_id] for tag_id in ids]] == 1
     return str(count) if (count := int(present.any(axis=1).sum())) else "no positives"
 
 
@@ -269,19 +285,23 @@ def _positives(truth: np.ndarray, level: Level, coarse_id: str) -> str:
 
 
 def _curve_gallery(split: str, systems: Sequence[System]) -> Gallery:
-    groups = same_coarse(systems)
-    found = [[curves(item.truth, item.scores, "coarse") for item in group[0].evaluations] for group in groups]
+    taxonomy, groups = systems[0].taxonomy, same_coarse(systems)
+    found = [
+        [curves(item.truth, item.scores, "coarse", taxonomy) for item in group[0].evaluations]
+        for group in groups
+    ]
+    truth = groups[0][0].evaluations[0].truth
     drawings = [
         Picture(
             f"{split}-curve-{coarse}",
             f"Precision over recall of {name} on {split}",
             plots.precision_recall(
-                f"{name} ({_positives(groups[0][0].evaluations[0].truth, 'coarse', coarse)})",
+                f"{name} ({_positives(truth, 'coarse', coarse, taxonomy)})",
                 [[curve[coarse] for curve in run_curves if coarse in curve] for run_curves in found],
                 _prevalence(groups[0][0], coarse),
             ),
         )
-        for name, coarse in zip(plots.NAMES, SONYC_UST.coarse_ids, strict=True)
+        for name, coarse in zip(plots.coarse_names(taxonomy), taxonomy.coarse_ids, strict=True)
     ]
     legend = [
         (Picture(f"{split}-line-{index}", "", plots.swatch(index)), group_name(group))
@@ -291,11 +311,14 @@ def _curve_gallery(split: str, systems: Sequence[System]) -> Gallery:
 
 
 def _confusion_gallery(split: str, systems: Sequence[System]) -> Gallery:
+    taxonomy = systems[0].taxonomy
     drawings = [
         Picture(
             f"{split}-confusion-{index}",
             f"Confusion between coarse classes of {group_name(group)} on {split}",
-            plots.confusion(group_name(group), *plots.confusion_shares(*group[0].pooled())),
+            plots.confusion(
+                group_name(group), *plots.confusion_shares(*group[0].pooled(), taxonomy), taxonomy
+            ),
         )
         for index, group in enumerate(same_coarse(systems))
     ]
@@ -303,7 +326,7 @@ def _confusion_gallery(split: str, systems: Sequence[System]) -> Gallery:
 
 
 def _prevalence(system: System, coarse_id: str) -> float:
-    truth = system.evaluations[0].truth[:, SONYC_UST.ids.index(coarse_id)]
+    truth = system.evaluations[0].truth[:, system.taxonomy.index[coarse_id]]
     labelled = truth[~np.isnan(truth)]
     return float(labelled.mean()) if labelled.size else 0.0
 

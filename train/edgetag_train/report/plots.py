@@ -13,7 +13,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from edgetag.contract.taxonomy import SONYC_UST
+from edgetag.contract.taxonomy import Taxonomy
 from edgetag_train.metrics import F1_THRESHOLD, Curve
 from edgetag_train.report.runs import Epoch
 
@@ -26,8 +26,8 @@ ISO_F1 = (0.2, 0.4, 0.6, 0.8)
 TITLE_WIDTH = 72  # characters
 DARK = 0.6  # shares above it need white numerals
 
-N_COARSE = len(SONYC_UST.coarse_ids)
-NAMES = tuple(f"{category.id} {category.name.replace('-', ' ')}" for category in SONYC_UST.categories)
+CELL_INCHES = 0.44  # of a confusion, whose names and title take as much again as six cells
+MIN_CELLS = 8
 
 STYLE = {
     "axes.edgecolor": GREY,
@@ -46,6 +46,11 @@ STYLE = {
     "ytick.color": GREY,
 }
 styled = matplotlib.rc_context(STYLE)
+
+
+def coarse_names(taxonomy: Taxonomy) -> tuple[str, ...]:
+    """The categories as drawings and tables call them, e.g. `5 alert signal`."""
+    return tuple(f"{category.id} {category.name.replace('-', ' ')}" for category in taxonomy.categories)
 
 
 def stroke(index: int) -> tuple[str, str]:
@@ -128,7 +133,9 @@ def _marks(panels: Sequence[Axes], epochs: Sequence[Epoch]) -> None:
                 axes.axvline(epoch.epoch, color="#b0b0b0", linewidth=0.8, linestyle=(0, (1, 2)), zorder=0)
 
 
-def confusion_shares(truth: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def confusion_shares(
+    truth: np.ndarray, scores: np.ndarray, taxonomy: Taxonomy
+) -> tuple[np.ndarray, np.ndarray]:
     """Which coarse class is taken for present in the presence of which other.
 
     On the diagonal the recall: of the recordings in which class i is present, the share in which it scores
@@ -136,13 +143,14 @@ def confusion_shares(truth: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray,
     j scores at least 0.5. So several true classes in one recording are no confusion.
 
     Args:
-        truth: (n, 37), 1 present, 0 absent, NaN not labelled (counted nowhere).
-        scores: (n, 37).
+        truth: (n, tags), 1 present, 0 absent, NaN not labelled (counted nowhere).
+        scores: (n, tags).
 
     Returns:
-        (8, 8) shares in [0, 1], NaN where no recording qualifies, and (8,) recordings with each class.
+        (c, c) shares in [0, 1], NaN where no recording qualifies, and (c,) recordings with each of c classes.
     """
-    truth, named = truth[:, :N_COARSE], scores[:, :N_COARSE] >= F1_THRESHOLD
+    columns = taxonomy.columns["coarse"]
+    truth, named = truth[:, columns], scores[:, columns] >= F1_THRESHOLD
     present, absent = (truth == 1).astype(float), (truth == 0).astype(float)
     hits, counted = present.T @ (absent * named), present.T @ absent
     np.fill_diagonal(hits, (present * named).sum(axis=0))
@@ -152,17 +160,19 @@ def confusion_shares(truth: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray,
 
 
 @styled
-def confusion(title: str, shares: np.ndarray, n_present: np.ndarray) -> bytes:
+def confusion(title: str, shares: np.ndarray, n_present: np.ndarray, taxonomy: Taxonomy) -> bytes:
     """`confusion_shares` in percent: recalls in blue on the diagonal, false alarms in orange beside it."""
-    figure = Figure(figsize=(5.4, 4.4), layout="constrained")
+    n = len(n_present)
+    more = CELL_INCHES * max(0, n - MIN_CELLS)
+    figure = Figure(figsize=(5.4 + more, 4.4 + more), layout="constrained")
     figure.suptitle(textwrap.fill(_plain(title), TITLE_WIDTH), x=0.01, ha="left", size=9.5)
     axes = figure.add_subplot(xlabel="named", ylabel="present (recordings)", aspect="equal", anchor="N")
     for row, column in np.ndindex(shares.shape):
         _share(axes, row, column, shares[row, column], n_present[row])
-    labels = [f"{name} ({count})" for name, count in zip(NAMES, n_present, strict=True)]
-    axes.set(xlim=(-0.5, N_COARSE - 0.5), ylim=(N_COARSE - 0.5, -0.5))
-    axes.set_xticks(range(N_COARSE), [category.id for category in SONYC_UST.categories])
-    axes.set_yticks(range(N_COARSE), labels)
+    labels = [f"{name} ({count})" for name, count in zip(coarse_names(taxonomy), n_present, strict=True)]
+    axes.set(xlim=(-0.5, n - 0.5), ylim=(n - 0.5, -0.5))
+    axes.set_xticks(range(n), taxonomy.coarse_ids)
+    axes.set_yticks(range(n), labels)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     return _svg(figure)

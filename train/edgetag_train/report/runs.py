@@ -2,6 +2,7 @@
 
 ```
 RUN/recipe.json       the whole recipe        RUN/history.jsonl                   one object an epoch and net
+RUN/taxonomy.yaml     whose tags
 RUN/provenance.json   data, versions, device  RUN/evaluation/<split>/<system>.npz filenames, truth, scores
 ```
 """
@@ -16,7 +17,8 @@ import msgspec
 import numpy as np
 
 from edgetag.contract.errors import InputError
-from edgetag_train.fit.run import EVALUATION
+from edgetag.contract.taxonomy import Taxonomy
+from edgetag_train.fit.run import EVALUATION, read_run_taxonomy
 from edgetag_train.predictions import figures
 
 T = TypeVar("T")
@@ -69,6 +71,7 @@ class Provenance(msgspec.Struct, frozen=True):
     git: str | None = None
     overrides: list[str] = []
     embedding: EmbeddingOrigin | None = None
+    taxonomy: dict[str, str] | None = None
 
 
 class Epoch(msgspec.Struct, frozen=True):
@@ -87,7 +90,7 @@ class Epoch(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """A system's scores on one split. Shapes: filenames n, truth and scores [n, 37] (NaN not labelled)."""
+    """A system's scores on one split. Shapes: filenames n, truth and scores [n, tags] (NaN not labelled)."""
 
     split: str
     system: str
@@ -103,6 +106,7 @@ class Run:
 
     path: Path
     recipe: dict[str, Any]
+    taxonomy: Taxonomy
     provenance: Provenance
     history: tuple[Epoch, ...]
     evaluations: tuple[Evaluation, ...]
@@ -138,12 +142,15 @@ def read_run(path: Path) -> Run:
     files = sorted((path / EVALUATION).glob("*/*.npz"))
     if not files:
         raise InputError(f"{path}: the run was not evaluated; run `edgetag train evaluate {path}`")
+    provenance = _decode(path / "provenance.json", Provenance)
+    taxonomy = read_run_taxonomy(path, provenance.taxonomy)
     return Run(
         path=path,
         recipe=recipe,
-        provenance=_decode(path / "provenance.json", Provenance),
+        taxonomy=taxonomy,
+        provenance=provenance,
         history=tuple(_decode(path / "history.jsonl", list[Epoch], lines=True)),
-        evaluations=tuple(_evaluation(file, path) for file in files),
+        evaluations=tuple(_evaluation(file, path, taxonomy) for file in files),
     )
 
 
@@ -159,12 +166,12 @@ def _decode(path: Path, kind: type[T], *, lines: bool = False) -> T:
         raise InputError(f"{path}: damaged: {error}") from error
 
 
-def _evaluation(path: Path, run: Path) -> Evaluation:
+def _evaluation(path: Path, run: Path, taxonomy: Taxonomy) -> Evaluation:
     split, system = path.parent.name, path.stem
     try:
         with np.load(path, allow_pickle=False) as file:
             filenames, truth, scores = file["filenames"].tolist(), file["truth"], file["scores"]
-        found = figures(filenames, scores, filenames, truth, split=split)
+        found = figures(filenames, scores, filenames, truth, taxonomy, split=split)
     except (OSError, KeyError, ValueError, EOFError, IndexError, zipfile.BadZipFile, InputError) as error:
         raise InputError(f"{path}: damaged ({error}); run `edgetag train evaluate {run}` again") from error
     return Evaluation(split, system, tuple(filenames), truth, scores, found)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgetag.contract.taxonomy import Taxonomy
 from edgetag_train.metrics import Level
-from edgetag_train.predictions import COLUMNS
 from edgetag_train.report.runs import Evaluation, Run
 
 PAPER_SYSTEMS = {
@@ -52,6 +52,11 @@ class System:
         return truth, np.concatenate([evaluation.scores for evaluation in self.evaluations])
 
     @property
+    def taxonomy(self) -> Taxonomy:
+        """Whose tags it tells: the same in all its runs."""
+        return self.runs[0].taxonomy
+
+    @property
     def has_coarse(self) -> bool:
         """Whether curves and confusion of the coarse level can be drawn."""
         return all(evaluation.figures["coarse"] for evaluation in self.evaluations)
@@ -84,7 +89,7 @@ def same_coarse(systems: Sequence[System]) -> list[list[System]]:
     groups: dict[bytes, list[System]] = defaultdict(list)
     for system in systems:
         truth, scores = system.pooled()
-        columns = COLUMNS["coarse"]
+        columns = system.taxonomy.columns["coarse"]
         groups[truth[:, columns].tobytes() + scores[:, columns].tobytes()].append(system)
     return list(groups.values())
 

@@ -94,7 +94,7 @@ def make_corpus(
     }
 
     def open_source() -> Draw:
-        return lambda item: [Sound(mixer.mixture(seed + item), absent(), "")]
+        return lambda item: [Sound(mixer.mixture(seed + item), absent(library.taxonomy), "")]
 
     items = [str(seed + k) for k in range(n)]
     source = {"source": "mixtures", "version": VERSION, **about}

@@ -7,6 +7,8 @@ import numpy as np
 import structlog
 
 from edgetag.contract.errors import InputError
+from edgetag.contract.taxonomy import SONYC_UST
+from edgetag_train.data.dataset import read_dataset_taxonomy
 from edgetag_train.data.store import sha256
 from edgetag_train.embedding import (
     MANIFEST_NAME,
@@ -61,6 +63,8 @@ def teach(
         raise InputError(f"{mixtures} mixtures teach nothing; {N_CALIBRATION_WINDOWS} are the least")
     # Before sounds are read: what is no teacher is refused at once.
     heard = np.unique(np.concatenate(Teacher(teacher).columns))
+    if (taxonomy := read_dataset_taxonomy(data)) != SONYC_UST:
+        log.warning("the lesson attends most to what SONYC-UST's tags need (yamnet.yaml)", tags=taxonomy.name)
     corpus = make_corpus(data, sounds, teacher, cache, n=mixtures, seed=seed, skip_bad=skip_bad)
     lesson = Lesson(epochs, seed, heard)
     kept = cache / f"lesson-{sha256([corpus.digest, epochs, seed, heard.tolist()])[:16]}.partial"

@@ -3,6 +3,8 @@
 Its frame is 15,600 samples at 16 kHz, exactly what a patch of 96 log-mel frames stands on, and frames here
 begin where patches do; so teacher and pupil hear the same. Weights and scores of the teacher reach no bundle.
 
+Which of its classes speak for which coarse tag is told in `yamnet.yaml`, for SONYC-UST's tags only.
+
 Source: Plakal & Ellis, YAMNet (github.com/tensorflow/models, research/audioset/yamnet); the classes are
 AudioSet's.
 """
@@ -36,7 +38,7 @@ class Teacher:
     """YAMNet's TensorFlow Lite file, the class map beside it.
 
     Attributes:
-        columns: which of its scores speak for each coarse tag.
+        columns: which of its scores speak for each coarse tag of SONYC-UST.
         sha256: of the file.
 
     Raises:
@@ -77,7 +79,10 @@ class Teacher:
         return np.log((scores + _LEAST) / (1 - scores + _LEAST))
 
     def evidence(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
-        """For each coarse tag the largest logit of its classes, over all patches. Shape: [160000] -> [8]"""
+        """For each coarse tag of SONYC-UST the largest logit of its classes, over all patches.
+
+        Shape: [160000] -> [8]
+        """
         logits = self(samples).max(axis=0)
         return np.array([logits[columns].max() for columns in self.columns], np.float32)
 
