@@ -150,6 +150,16 @@ def replay(
             rich_help_panel=_PICTURES,
         ),
     ] = None,
+    html: Annotated[
+        str | None,
+        typer.Option(
+            "--html",
+            metavar="OUT",
+            help="The same as one page to point at, with the sounds. It loads nothing and holds no audio; "
+            "who has the recording can play it there. OUT is a .html; for several recordings a folder.",
+            rich_help_panel=_PICTURES,
+        ),
+    ] = None,
 ) -> None:
     """Tag recordings in rolling ten-second windows.
 
@@ -167,12 +177,16 @@ def replay(
             "--start": start,
             "--jobs": jobs - 1,
             "--plot": plot,
+            "--html": html,
         }
         address, folder = _spread_to(cluster, out, beside)
         _spread(files, read, hop, sensor, address, folder, again=again)
         return
     n_processes = _n_processes(jobs, files, realtime=realtime)
-    albums = _albums(files, n_processes, plot=plot)
+    outs = {option: out for option, out in {"--plot": plot, "--html": html}.items() if out is not None}
+    if outs and n_processes > 1:
+        raise InputError(f"{next(iter(outs))} draws what this process hears; leave --jobs out")
+    albums = [_album(option, out, files) for option, out in outs.items()]
     start_utc_s = None if start is None else start.replace(tzinfo=UTC).timestamp()
     with reader_may_leave(), _interrupted_by_sigterm(), _started(n_processes) as workers:
         n_failed = _replay(
@@ -192,26 +206,25 @@ def replay(
         raise typer.Exit(InputError.exit_code)
 
 
-def _albums(files: list[str], n_processes: int, *, plot: str | None) -> "list[Album]":
+def _album(option: str, out: str, files: list[str]) -> "Album":
     """What is to be drawn, and where; known to be possible.
 
     Raises:
-        InputError: the recordings are heard by several processes, OUT does not suit them, or what draws is
-            not installed.
+        InputError: OUT does not suit the recordings, or what draws is not installed.
         OutputError: it cannot be written there.
     """
-    if plot is None:
-        return []
-    from edgetag.picture.album import PLOT_SUFFIXES, Album
+    from edgetag.picture.album import PAGE_SUFFIXES, PLOT_SUFFIXES, Album
     from edgetag.picture.place import places
 
-    if n_processes > 1:
-        raise InputError("--plot draws what this process hears; leave --jobs out")
+    if option == "--html":
+        from edgetag.picture import page
+
+        return Album(option, places(option, out, files, PAGE_SUFFIXES), page.write)
     if importlib.util.find_spec("matplotlib") is None:
         raise InputError("--plot needs Matplotlib, which is not installed: pip install 'edgetag[plot]'")
-    from edgetag.picture.plot import draw
+    from edgetag.picture import plot
 
-    return [Album("--plot", places("--plot", plot, files, PLOT_SUFFIXES), draw)]
+    return Album(option, places(option, out, files, PLOT_SUFFIXES), plot.draw)
 
 
 @contextmanager

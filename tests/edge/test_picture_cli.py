@@ -1,4 +1,4 @@
-"""`edgetag replay --plot`: where pictures go, and what is refused before anything is heard."""
+"""`edgetag replay --plot` and `--html`: where pictures go, and what is refused before anything is heard."""
 
 import json
 import signal
@@ -15,7 +15,7 @@ from fakes_bundle import write_bundle
 from fakes_cli import refused, run_python
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
-OPTIONS = [("--plot", "png", b"\x89PNG")]
+OPTIONS = [("--plot", "png", b"\x89PNG"), ("--html", "html", b"<!doctype html>")]
 each_option = pytest.mark.parametrize(("option", "suffix", "magic"), OPTIONS)
 
 
@@ -139,7 +139,7 @@ def test_processes_and_clusters_do_not_draw(
 
 def test_without_matplotlib_one_sentence_names_the_command(edgetag: Run, street: Path) -> None:
     refused(edgetag(street, "--plot", "a.png", without="matplotlib"), 2, "pip install 'edgetag[plot]'")
-    assert edgetag(street, without="matplotlib").returncode == 0
+    assert edgetag(street, "--html", "a.html", without="matplotlib").returncode == 0
 
 
 @each_option
