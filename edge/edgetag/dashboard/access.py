@@ -6,6 +6,7 @@ read and no other site can use. Neither is ever part of a URL.
 
 import hmac
 import ipaddress
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -32,6 +33,9 @@ HEADERS: Mapping[str, str] = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
 }
+
+
+_HOST = re.compile(r"(\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|(?P<name>[^][:@/]+))(:[0-9]*)?")
 
 
 class Gate:
@@ -115,10 +119,9 @@ class Names:
 
 
 def _host_of(header: str) -> str:
-    """Without the port. `[::1]:80` is `::1`."""
-    if header.startswith("["):
-        return header[1:].partition("]")[0]
-    return header.partition(":")[0]
+    """Without the port and the brackets of an IPv6 address; "" for what is no host."""
+    found = _HOST.fullmatch(header)
+    return "" if found is None else found["ipv6"] or found["name"]
 
 
 def _is_address(host: str) -> bool:
