@@ -3,12 +3,10 @@
 import asyncio
 import http.client
 import json
-import os
 import signal
 import socket
 import stat
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,8 +30,8 @@ from edgetag.delivery.subscription import Message, Regained
 from edgetag.secret import Secret
 from fakes import START_UTC_S, FakeBroker, bundle_info, grant, sensor_status, tags_event
 from fakes_cli import refused, run_python
+from fakes_dashboard import WAIT_S, Running
 
-WAIT_S = 20.0
 TOKEN = "correct-horse-battery"
 
 
@@ -414,48 +412,6 @@ def test_what_is_missing_is_said_with_how_to_get_it(missing: str, command: list[
     )
     done = run_python("-c", program, *command, state=tmp_path)
     refused(done, 2, f"needs {missing}", "pip install 'edgetag[dashboard]'")
-
-
-class Running:
-    """`edgetag …` that serves a page, once it can be opened."""
-
-    def __init__(self, *command: object) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "edgetag", *map(str, command)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=os.environ | {"PYTHONUNBUFFERED": "1"},
-            text=True,
-        )
-        assert self.process.stdout is not None
-        self.said = self.process.stdout.readline()
-        self.port = int(self.said.partition("http://127.0.0.1:")[2].partition("/")[0])
-
-    def __enter__(self) -> "Running":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.communicate()
-
-    def snapshot(self) -> Snapshot:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=WAIT_S)
-        connection.request("GET", "/api/snapshot")
-        body = connection.getresponse().read()
-        connection.close()
-        return msgspec.json.decode(body, type=Snapshot)
-
-    def until(self, is_so: Callable[[Snapshot], bool]) -> Snapshot:
-        deadline_s = time.monotonic() + WAIT_S
-        while not is_so(snapshot := self.snapshot()):
-            assert time.monotonic() < deadline_s, snapshot
-            time.sleep(0.05)
-        return snapshot
-
-    def ended(self, with_signal: signal.Signals) -> tuple[int, str]:
-        self.process.send_signal(with_signal)
-        _, said = self.process.communicate(timeout=WAIT_S)
-        return self.process.returncode, said
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])

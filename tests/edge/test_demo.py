@@ -1,8 +1,11 @@
 """The demonstration, as `make demo` runs it."""
 
 import re
+import signal
 import subprocess
 import sys
+
+from fakes_dashboard import Running
 
 
 def test_the_demo_ends_by_itself_with_a_summary() -> None:
@@ -16,3 +19,18 @@ def test_the_demo_ends_by_itself_with_a_summary() -> None:
     assert re.match(
         r"11 windows of a synthetic 60-s street published to mqtt://127\.0\.0\.1:\d+ and received", summary
     )
+
+
+def test_on_a_dashboard_streets_go_on_until_a_signal() -> None:
+    """Three sensors, minutes of whose hour have passed already, with levels, tags and sounds; exit code 0."""
+
+    with Running("demo", "--dashboard", "--port", 0) as demo:
+        snapshot = demo.until(
+            lambda seen: (
+                len(seen.sensors) == 3 and all(row.level_db for row in seen.sensors) and bool(seen.sounds)
+            )
+        )
+        assert sorted(row.id for row in snapshot.sensors) == ["demo-1", "demo-2", "demo-3"]
+        assert {row.state for row in snapshot.sensors} == {"online"}
+        assert snapshot.notes.trouble == ""
+        assert demo.ended(signal.SIGINT) == (0, "")

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from structlog.testing import capture_logs
 
-from edgetag.contract.errors import NetworkError
+from edgetag.contract.errors import InputError, NetworkError
 from edgetag.contract.event import (
     MESSAGES,
     Audio,
@@ -30,8 +30,9 @@ from edgetag.contract.event import (
     encode,
     timestamp,
 )
+from edgetag.dashboard.board import Board
 from edgetag.delivery.address import BrokerAddress
-from edgetag.delivery.connection import Connecting
+from edgetag.delivery.connection import Connecting, Tls
 from edgetag.delivery.network import (
     MAX_PAYLOAD_BYTES,
     Duplicates,
@@ -43,6 +44,7 @@ from edgetag.delivery.network import (
 from edgetag.delivery.network_view import JsonLines, log_line, picture
 from edgetag.delivery.subscription import Lost, Message, Missed, Regained, Subscription
 from fakes import (
+    HANG_UP,
     NOTHING,
     START_UTC_S,
     FakeBroker,
@@ -519,6 +521,19 @@ def test_whatever_comes_a_line_holds_nothing_that_a_terminal_would_obey(
     assert line is None or (line.isascii() and line.isprintable() and json.loads(line)["topic"] == topic)
 
 
+@given(st.lists(_sensors_messages | _messages, max_size=12))
+@settings(max_examples=200)
+def test_whatever_comes_the_dashboard_can_tell_it(messages: list[tuple[str, bytes]]) -> None:
+    """As JSON that says the same when it is read."""
+    board = Board(Network(PREFIX), "mqtt://localhost:1883", NOW_S)
+    for topic, payload in messages:
+        board.take(Message(topic, payload, False, NOW_S), NOW_S)
+    snapshot = board.snapshot(NOW_S)
+    told = [snapshot, board.changes(NOW_S), *(board.detail(row.id, NOW_S) for row in snapshot.sensors)]
+    for said in told:
+        assert msgspec.json.decode(msgspec.json.encode(said), type=type(said)) == said
+
+
 def test_thousands_of_sensors_are_a_picture_too(network: Network) -> None:
     for index in range(3_000):
         take(network, f"lamp-{index}", "status", sensor_status())
@@ -619,6 +634,39 @@ def test_a_lost_connection_is_made_anew_after_waits_that_double() -> None:
     assert all("server busy" in loss.reason for loss in losses[1:])
     assert isinstance(arrivals[8], Regained)
     assert isinstance(arrivals[9], Message)
+
+
+def test_one_who_is_patient_waits_for_the_first_connection_too() -> None:
+    """
+    broker   refuses, refuses, accepts, speaks
+    """
+    accepted = iter([False, False, True])
+    with (
+        FakeBroker(
+            lambda level: (accept if next(accepted) else refuse(0x89, 3))(level),
+            on_subscribe=granting(publish(b"sonyc/v1/lamp/tags", b"{}")),
+        ) as broker,
+        subscription(broker, is_patient=True, wait=lambda _: None) as messages,
+    ):
+        arrivals = [messages.next(WAIT_S) for _ in range(4)]
+    assert [type(arrival) for arrival in arrivals] == [Lost, Lost, Regained, Message]
+
+
+def test_one_who_is_patient_does_not_wait_for_a_certificate_that_is_not_there() -> None:
+    address = BrokerAddress("127.0.0.1", 1, scheme="mqtts")
+    with (
+        pytest.raises(InputError, match="no such"),
+        Subscription(address, Connecting(tls=Tls(ca_file="no such")), FILTERS, is_patient=True),
+    ):
+        pass
+
+
+def test_one_who_leaves_while_a_connection_is_being_made_leaves_none_behind() -> None:
+    waiting = threading.Event()
+    with FakeBroker(on_subscribe=lambda _: waiting.set() or HANG_UP) as broker:
+        with subscription(broker, is_patient=True, wait=lambda _: None):
+            assert waiting.wait(WAIT_S)
+        assert not any(thread.name == "edgetag-subscription" for thread in threading.enumerate())
 
 
 def test_waits_are_jittered_so_that_not_all_come_back_at_once() -> None:

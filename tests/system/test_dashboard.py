@@ -3,6 +3,7 @@
 EDGETAG_SCREENSHOT=deploy/dashboard.png pytest tests/system/test_dashboard.py -k picture   draws that anew
 """
 
+import io
 import math
 import os
 import random
@@ -32,6 +33,7 @@ from edgetag.contract.event import (
 )
 from edgetag.demo.scene import GENERATORS
 from fakes import bundle_info, sensor_health, sensor_status, sound_event, tags_event
+from fakes_dashboard import Running
 from system.test_mosquitto import WAIT_S, Mosquitto, find
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -47,30 +49,11 @@ addEventListener("securitypolicyviolation", (event) => violations.push(event.vio
 """
 
 
-class Process:
-    """`edgetag …`."""
-
-    def __init__(self, *command: object) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "edgetag", *map(str, command)], stdout=subprocess.PIPE, text=True
-        )
-
-    def __enter__(self) -> "Process":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.communicate()
-
-
-class Dashboard(Process):
+class Dashboard(Running):
     """`edgetag dashboard` on a free port."""
 
     def __init__(self, broker: Mosquitto, *options: object, port: int = 0) -> None:
-        url = f"mqtt://127.0.0.1:{broker.port}"
-        super().__init__("dashboard", "--mqtt", url, "--port", port, *options)
-        assert self.process.stdout is not None
-        self.url = self.process.stdout.readline().partition(" is shown at ")[2].partition(" ")[0]
+        super().__init__("dashboard", "--mqtt", f"mqtt://127.0.0.1:{broker.port}", "--port", port, *options)
 
 
 class Page:
@@ -195,12 +178,12 @@ def test_a_siren_in_the_street_appears_and_the_sensor_that_dies_turns_offline(
     with Dashboard(broker) as dashboard:
         page.open(dashboard.url)
         page.until("Nothing has come under sonyc/v1/ yet.")
-        with Process(
-            *("replay", tmp_path / "siren.wav", "--realtime", "--sensor", "lamp-17"), *("--mqtt", url)
-        ) as sensor:
+        how = ("--realtime", "--sensor", "lamp-17", "--mqtt", url)
+        command = [sys.executable, "-m", "edgetag", "replay", str(tmp_path / "siren.wav"), *how]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as sensor:
             said = page.until("lamp-17", "online", "alert-signal", "dBFS(A)")
             assert "offline" not in said
-            sensor.process.kill()
+            sensor.kill()
             page.until("offline", "connection lost")
         page.click("lamp-17")
         said = page.until("offline", "Level over the last hour", "alert-signal", "starter", "came")
@@ -268,11 +251,9 @@ def test_what_is_lost_is_said_in_words_and_that_it_is_back(broker: Mosquitto, pa
         page.until("has had no connection to the broker since", "tries again by itself", "lamp-1")
         broker.start()
         page.until("live from mqtt://", without="no connection")
-        port = int(dashboard.url.rpartition(":")[2].strip("/"))
-        dashboard.process.send_signal(signal.SIGTERM)
-        assert dashboard.process.wait(WAIT_S) == 0
+        assert dashboard.ended(signal.SIGTERM) == (0, "")
         page.until("This page has lost its connection to the dashboard", "What is shown is from")
-    with Dashboard(broker, port=port):
+    with Dashboard(broker, port=dashboard.port):
         page.until("live from mqtt://", without="lost its connection")
 
 
@@ -324,12 +305,12 @@ HEARD: dict[str, dict[str, float]] = {
 
 
 def windows(place: str, now_s: float, rng: random.Random) -> Iterator[msgspec.Struct]:
-    """An hour at a place, a window every ten seconds: traffic lights, and something that comes and goes."""
+    """An hour at a place, a window every ten seconds: what swells and ebbs, and what comes and goes."""
     level_db, usual = PLACES[place]
-    phase = rng.uniform(0, math.tau)
+    phase, pace = rng.uniform(0, math.tau), rng.uniform(9, 40)
     for seq in range(358):
         ago_s = 10.0 * (357 - seq) + 1
-        swell = math.sin(seq / 9 + phase) + 0.6 * math.sin(seq / 2.6)
+        swell = math.sin(seq / pace + phase) + 0.6 * math.sin(seq / 2.6)
         there = 1 / (1 + math.exp(-3 * math.sin(seq / 23 + 2 * phase) - rng.uniform(-1, 1)))
         said = {tag: min(0.97, max(0.02, p * (0.35 + 0.75 * there))) for tag, p in HEARD[usual].items()}
         coarse = {tag: said.get(tag, rng.uniform(0.01, 0.12)) for tag in "12345678"}
@@ -429,12 +410,15 @@ def test_a_network_can_be_looked_through_by_keyboard_and_on_a_phone(broker: Mosq
 
 
 def draw(page: Page) -> None:
-    """The overview with a sensor's page, where it is asked for."""
+    """Keep what is seen, where it is asked for, in a hundred colours."""
     if (target := os.environ.get("EDGETAG_SCREENSHOT")) is None:
         return
-    page.resize(1280, 860)
+    from PIL import Image
+
+    page.resize(1280, 960)
     time.sleep(2)  # what is new is not new any more
-    Path(target).write_bytes(page.driver.get_screenshot_as_png())
+    picture = Image.open(io.BytesIO(page.driver.get_screenshot_as_png())).convert("RGB")
+    picture.quantize(96, dither=Image.Dither.NONE).save(target, optimize=True)
 
 
 def find_by_keyboard(page: Page) -> None:

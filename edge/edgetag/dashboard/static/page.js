@@ -258,12 +258,12 @@ const rows = new Map();
 
 function makeRow(id) {
   const made = {
-    state: el("span", { class: "state" }), level: el("b"), unit: el("small"), ago: el("span", { class: "ago" }),
+    state: el("span", { class: "word" }), level: el("b"), unit: el("small"), ago: el("span", { class: "ago" }),
     curve: svg("path"), tags: el("ul", { class: "chips", "aria-label": "heard in the last window" }), remarks: el("ul", { class: "remarks" }),
   };
   const name = el("a", { href: path(id) }, id);
   made.spark = svg("svg", { class: "spark", viewBox: "0 0 100 30", preserveAspectRatio: "none", role: "img" }, made.curve);
-  made.item = el("li", {}, el("div", { class: "who" }, name, made.state, made.ago),
+  made.item = el("li", {}, el("div", { class: "who" }, name, el("div", { class: "state" }, made.state, made.ago)),
     el("div", { class: "loud" }, made.level, made.unit), made.spark, el("div", { class: "heard" }, made.tags, made.remarks));
   return made;
 }
@@ -277,7 +277,7 @@ function drawRow(id) {
     made.state.key = state + row.state;
     made.state.replaceChildren(shape(state), stateWords(row));
   }
-  set(made.item, "class", state === "offline" ? "gone" : "");
+  set(made.item, "class", ["offline", "no_audio"].includes(state) ? "trouble gone" : state === "online" ? "" : "trouble");
   say(made.level, row.level_db === null ? "–" : figure(row.level_db));
   say(made.unit, row.level_db === null ? "" : unit(row));
   drawTags(made.tags, row);
@@ -300,7 +300,7 @@ function kinds(tag) {
 }
 
 function drawAgo(made, row) {
-  say(made.ago, row.heard_at_s === null ? "" : `${span(Math.max(nowS() - row.heard_at_s, 0))} ago`);
+  say(made.ago, row.heard_at_s === null ? "" : `${span(Math.max(nowS() - row.heard_at_s, 0))}${NARROW}ago`);
 }
 
 function drawSpark(made, minutes) {
@@ -558,7 +558,8 @@ function drawHeat(said) {
   if ($("heat").key !== key) {
     $("heat").key = key;
     $("heat").made = said.tags.map(({ name }) => ({ name: el("span", { class: "name" }, name), strip: el("canvas", { width: said.level_db.length, height: 1, role: "img" }), said: el("span", { class: "said" }) }));
-    $("heat").replaceChildren(...$("heat").made.flatMap((made) => [made.name, made.strip, made.said]), el("span", { class: "corner" }), svg("svg", { class: "axis", "aria-hidden": "true" }), el("span", { class: "corner" }));
+    $("heat").replaceChildren(...$("heat").made.map((made) => el("div", { class: "tag" }, made.name, made.strip, made.said)),
+      el("div", { class: "tag" }, svg("svg", { class: "axis", "aria-hidden": "true" })));
   }
   said.tags.forEach((tag, index) => drawStrip($("heat").made[index], tag, colour));
   const axis = $("heat").querySelector(".axis");
@@ -619,7 +620,7 @@ function healthFacts(health) {
     ["temperature", health.temperature_c === null ? "" : `${health.temperature_c.toFixed(0)} °C`],
     ["outbox", `${outbox.depth.toLocaleString("en")} waiting, ${outbox.dropped.toLocaleString("en")} dropped, ${outbox.refused.toLocaleString("en")} refused`],
     ["outbox fault", outbox.fault],
-    ["connected", connects_last_hour ? `${connects_last_hour.toLocaleString("en")} times in the last hour` : ""],
+    ["connected", connects_last_hour ? `${count(connects_last_hour, "time")} in the last hour` : ""],
     ["last error", last_error],
     ["microphone", audio === null ? "" : audio.device || "none"],
     ["lost audio", audio === null ? "" : `${span(audio.lost_s)} of ${span(audio.heard_s + audio.lost_s)}, ${count(audio.overruns, "overrun")}`],
