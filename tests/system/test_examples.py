@@ -273,6 +273,15 @@ def test_who_asks_for_it_misses_nothing_while_away(story: Story, tmp_path: Path)
         assert [json.loads(line)["seq"] for line in running.lines()] == list(range(5))
 
 
+def test_the_flow_for_node_red_says_how_to_find_the_names_of_sounds(story: Story) -> None:
+    """By a line in its comment."""
+    flow = json.loads((EXAMPLES / "node-red.json").read_text())
+    (line,) = (find for node in flow for find in re.findall(r"`(mosquitto_sub [^`]+)`", node.get("info", "")))
+    with shell(at(story.broker, line), stdout=subprocess.PIPE) as process:
+        printed = process.communicate(timeout=WAIT_S)[0]
+    assert json.loads(printed)["tags"][SIREN["tag"]] == SIREN["name"]
+
+
 def states(broker: Mosquitto) -> dict[str, tuple[str, str]]:
     """State and reason by sensor, as the README's line prints them to somebody who comes only now."""
     with shell(at(broker, STATES), stdout=subprocess.PIPE) as process:
