@@ -44,7 +44,6 @@ from edgetag.delivery.network import (
 from edgetag.delivery.network_view import JsonLines, log_line, picture
 from edgetag.delivery.subscription import Lost, Message, Missed, Regained, Subscription
 from fakes import (
-    HANG_UP,
     NOTHING,
     START_UTC_S,
     FakeBroker,
@@ -662,11 +661,20 @@ def test_one_who_is_patient_does_not_wait_for_a_certificate_that_is_not_there() 
 
 
 def test_one_who_leaves_while_a_connection_is_being_made_leaves_none_behind() -> None:
-    waiting = threading.Event()
-    with FakeBroker(on_subscribe=lambda _: waiting.set() or HANG_UP) as broker:
-        with subscription(broker, is_patient=True, wait=lambda _: None):
-            assert waiting.wait(WAIT_S)
-        assert not any(thread.name == "edgetag-subscription" for thread in threading.enumerate())
+    is_asked, is_left = threading.Event(), threading.Event()
+
+    def answer(wish: Subscribed) -> bytes:
+        is_asked.set()
+        is_left.wait(WAIT_S)
+        return grant(wish)
+
+    with FakeBroker(on_subscribe=answer) as broker:
+        with subscription(broker, is_patient=True):
+            assert is_asked.wait(WAIT_S)
+            [thread] = [one for one in threading.enumerate() if one.name == "edgetag-subscription"]
+        is_left.set()
+        thread.join(WAIT_S)
+        assert not thread.is_alive()
 
 
 def test_waits_are_jittered_so_that_not_all_come_back_at_once() -> None:
