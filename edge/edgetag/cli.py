@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -87,11 +88,19 @@ def demo(
     port: Annotated[
         int, typer.Option("--port", min=0, max=65_535, help="Of the dashboard; 0: any.")
     ] = DASHBOARD_PORT,
+    save: Annotated[
+        Path | None,
+        typer.Option("--save", metavar="FILE", help="Write the street, too: a WAV or FLAC to try things on."),
+    ] = None,
 ) -> None:
     """Replay a synthetic street through an embedded MQTT broker and show what a subscriber receives.
 
-    Example: edgetag demo
+    Example: edgetag demo --save street.flac
     """
+    if save is not None:
+        from edgetag.demo.show import save_street
+
+        save_street(save)
     if dashboard:
         demonstrate(port)
         return

@@ -4,7 +4,16 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
+import pytest
+import soundfile
+
+from edgetag.contract.errors import InputError, OutputError
+from edgetag.contract.frontend import SAMPLE_RATE_HZ
+from edgetag.demo.scene import street_scene
+from edgetag.demo.show import save_street
 from fakes_dashboard import Running
 
 
@@ -34,3 +43,20 @@ def test_on_a_dashboard_streets_go_on_until_a_signal() -> None:
         assert {row.state for row in snapshot.sensors} == {"online"}
         assert snapshot.notes.trouble == ""
         assert demo.ended(signal.SIGINT) == (0, "")
+
+
+def test_the_street_is_saved_as_it_was_heard(tmp_path: Path) -> None:
+    """The same samples, to a 16-bit step."""
+    save_street(tmp_path / "street.flac")
+    samples, rate_hz = soundfile.read(tmp_path / "street.flac")
+    assert rate_hz == SAMPLE_RATE_HZ
+    np.testing.assert_allclose(samples, street_scene().samples, atol=2**-15)
+
+
+@pytest.mark.parametrize(
+    ("file", "error", "said"),
+    [("street.mp4", InputError, "neither .wav nor .flac"), ("nowhere/street.wav", OutputError, "written")],
+)
+def test_a_street_that_cannot_be_saved(tmp_path: Path, file: str, error: type[Exception], said: str) -> None:
+    with pytest.raises(error, match=said):
+        save_street(tmp_path / file)

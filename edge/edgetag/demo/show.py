@@ -3,18 +3,20 @@
 import queue
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import msgspec
 import numpy as np
+import soundfile
 from numpy.typing import NDArray
 from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion
 from rich.console import Console
 
 from edgetag.capture.source import Block
-from edgetag.contract.errors import NetworkError
+from edgetag.contract.errors import InputError, NetworkError, OutputError, first_line
 from edgetag.contract.event import DEFAULT_PREFIX, TagsEvent
 from edgetag.contract.frontend import SAMPLE_RATE_HZ
 from edgetag.daemon import run
@@ -104,6 +106,21 @@ class _ShowingEach(Sink):
             ) from None
         self._table.deliver(received)
         self.heard.update(received.active)
+
+
+def save_street(file: Path) -> None:
+    """Write the demonstration's street as a recording, in the format that the name's end stands for.
+
+    Raises:
+        InputError: it stands for none.
+        OutputError: it cannot be written there.
+    """
+    if file.suffix.lower() not in (".wav", ".flac"):
+        raise InputError(f"--save: {file} ends in neither .wav nor .flac")
+    try:
+        soundfile.write(file, street_scene().samples, SAMPLE_RATE_HZ)
+    except (OSError, soundfile.LibsndfileError) as error:
+        raise OutputError(f"--save: {file} cannot be written ({first_line(error)})") from error
 
 
 def run_demo(console: Console | None = None) -> str:
