@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from edgetag.contract.errors import NetworkError
 from edgetag.contract.event import Health, Info, Level, State, Status, encode
-from edgetag.contract.taxonomy import SONYC_UST
+from edgetag.contract.taxonomy import SONYC_UST, Taxonomy
 from edgetag.delivery.homeassistant import BIRTH_DELAY_S, EXPIRES_HOPS, HomeAssistant, birth_topic
 from edgetag.delivery.sink import Courier, Forwarded, Settled
 from fakes import bundle_info, sensor_health, sensor_status, sound_event, tags_event
@@ -319,6 +319,23 @@ def test_no_tag_id_is_what_another_one_is_made_to() -> None:
 def test_an_ordinary_sensor_id_stays_as_it_is() -> None:
     """A broker can let every sensor write below its own user name only."""
     assert config_topics("Lamp_post-42", {"1": "a"}) == ["homeassistant/sensor/Lamp_post-42/tag_1/config"]
+
+
+def test_a_citys_own_tags_are_entities_under_their_own_ids(recorder: Recorder) -> None:
+    """A gauge for each coarse tag, none for a fine one, whatever ids are; names keep their capitals."""
+    harbour = Taxonomy.from_names(
+        "harbour",
+        {"1": "Schiff", "01": "big-ship", "quay": "quay-work"},
+        {"1": {"1": "horn", "X": "other"}, "01": {"1": "horn"}, "quay": {"crane": "crane", "X": "other"}},
+    )
+    tags = {id: harbour.tags[id].name for id in harbour.ids}
+    with home_assistant(recorder, info=msgspec.structs.replace(bundle_info(), tags=tags)):
+        introduced = {topic.split("/")[3]: msgspec.json.decode(config) for topic, config in recorder.said}
+    assert {gauge: config["name"] for gauge, config in introduced.items()} == {
+        "tag_1": "Schiff",
+        "tag_01": "Big ship",
+        "tag_quay": "Quay work",
+    }
 
 
 # -- what an entity shows --------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from hypothesis.extra.numpy import arrays
 from sklearn.metrics import auc, f1_score, precision_recall_curve
 
 from edgetag.contract.errors import InputError
-from edgetag.contract.taxonomy import SONYC_UST
+from edgetag.contract.taxonomy import SONYC_UST, Taxonomy
 from edgetag_train.data.annotations import read_annotations
 from edgetag_train.metrics import Level, Scores, Ties, curves, evaluate
 
@@ -51,20 +51,21 @@ def judge(
 
 
 def category_rows(
-    truth: np.ndarray, scores: np.ndarray, coarse_id: str, level: Level
+    truth: np.ndarray, scores: np.ndarray, coarse_id: str, level: Level, taxonomy: Taxonomy
 ) -> list[tuple[float, int, int, int]]:
     """(threshold, true positives, false positives, false negatives), highest threshold first."""
-    ids = [coarse_id] if level == "coarse" else [tag.id for tag in SONYC_UST.category(coarse_id).fine]
+    ids = [coarse_id] if level == "coarse" else [tag.id for tag in taxonomy.category(coarse_id).fine]
     complete = [tag for tag in ids if not tag.endswith("X")]
-    columns = [COLUMN[tag] for tag in ids]
+    column = taxonomy.index
+    columns = [column[tag] for tag in ids]
     recordings = [row for row in range(len(truth)) if not np.isnan(truth[row, columns]).any()]
-    seen = {float(scores[row, COLUMN[tag]]) for row in recordings for tag in complete}
+    seen = {float(scores[row, column[tag]]) for row in recordings for tag in complete}
     rows = []
     for threshold in sorted({score for score in seen if score >= 0.01} | {1.0}, reverse=True):
         counts = np.zeros(3, dtype=int)
         for row in recordings:
-            true = {tag: bool(truth[row, COLUMN[tag]]) for tag in ids}
-            predicted = {tag: bool(scores[row, COLUMN[tag]] >= threshold) for tag in ids}
+            true = {tag: bool(truth[row, column[tag]]) for tag in ids}
+            predicted = {tag: bool(scores[row, column[tag]] >= threshold) for tag in ids}
             counts += judge(true, predicted, f"{coarse_id}-X", complete)
         rows.append((threshold, *(int(count) for count in counts)))
     return rows
@@ -79,8 +80,13 @@ def area(rows: list[tuple[float, int, int, int]], ties: Ties) -> float:
     return float(auc([0.0, *recall[order], 1.0], [1.0, *precision[order], 0.0]))
 
 
-def reference(truth: np.ndarray, scores: np.ndarray, level: Level, ties: Ties) -> Scores:
-    rows = {coarse_id: category_rows(truth, scores, coarse_id, level) for coarse_id in SONYC_UST.coarse_ids}
+def reference(
+    truth: np.ndarray, scores: np.ndarray, level: Level, ties: Ties, taxonomy: Taxonomy = SONYC_UST
+) -> Scores:
+    rows = {
+        coarse_id: category_rows(truth, scores, coarse_id, level, taxonomy)
+        for coarse_id in taxonomy.coarse_ids
+    }
     pooled = []
     for threshold in sorted({row[0] for category in rows.values() for row in category}):
         at_threshold = [min(row for row in category if row[0] >= threshold) for category in rows.values()]
@@ -99,7 +105,7 @@ def reference(truth: np.ndarray, scores: np.ndarray, level: Level, ties: Ties) -
         macro_auprc=sum(class_auprc.values()) / len(class_auprc) if found else np.nan,
         class_auprc=class_auprc,
         classes_without_positives=[
-            coarse_id for coarse_id in SONYC_UST.coarse_ids if coarse_id not in class_auprc
+            coarse_id for coarse_id in taxonomy.coarse_ids if coarse_id not in class_auprc
         ],
     )
 
@@ -206,9 +212,9 @@ TIED_SCORES = (0.0, 0.005, 0.01, 0.25, 0.5, 0.75, 1.0)
 
 
 @st.composite
-def truths_and_scores(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
+def truths_and_scores(draw: st.DrawFn, n_tags: int = N_TAGS) -> tuple[np.ndarray, np.ndarray]:
     """Few recordings, many ties, X tags beside complete ones, coarse against fine, some tags unlabelled."""
-    shape = (draw(st.integers(0, 6)), N_TAGS)
+    shape = (draw(st.integers(0, 6)), n_tags)
     truths = draw(st.sampled_from([(0, 1), (0, 0, 0, 1), (0, 0, 1, np.nan)]))
     values = draw(st.sampled_from([st.sampled_from(TIED_SCORES), st.floats(0, 1)]))
     truth = draw(arrays(np.float64, shape, elements=st.sampled_from(truths)))
@@ -220,6 +226,24 @@ def truths_and_scores(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
 def test_reference(case: tuple[np.ndarray, np.ndarray], level: Level, ties: Ties) -> None:
     """Counting by sorted scores gives what judging every threshold and recording one by one gives."""
     assert_same(evaluate(*case, level, SONYC_UST, ties=ties), reference(*case, level, ties))
+
+
+HARBOUR = Taxonomy.from_names(
+    "harbour",
+    {"1": "ship", "2": "gull", "quay": "quay-work"},
+    {
+        "1": {"1": "horn", "2": "engine", "X": "other-ship"},
+        "2": {"1": "gull"},
+        "quay": {"crane": "crane", "X": "other-quay-work", "chain": "chain"},
+    },
+)
+
+
+@given(truths_and_scores(len(HARBOUR.ids)), st.sampled_from(LEVELS), st.sampled_from(TIES))
+@settings(deadline=None, max_examples=100)
+def test_reference_of_another_taxonomy(case: tuple[np.ndarray, np.ndarray], level: Level, ties: Ties) -> None:
+    """The challenge's rules hold for any two levels of tags, wherever among its category's the "X" stands."""
+    assert_same(evaluate(*case, level, HARBOUR, ties=ties), reference(*case, level, ties, HARBOUR))
 
 
 @each_level

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from edgetag.contract.errors import InputError
+from edgetag.contract.taxonomy import SONYC_UST, Taxonomy
 from edgetag_train.recipe import RECIPES, Cosine, Plateau, Restarts, read_recipe
 
 SYSTEMS = ("hierarchical1", "hierarchical2", "hierarchical3")
@@ -90,6 +91,18 @@ def test_validation_is_for_whichever_net_chooses_an_epoch() -> None:
     assert not read_recipe("starter").validates
     assert read_recipe("starter", ["branch.schedule={type: plateau, patience: 1, gamma: 0.1}"]).validates
     assert read_recipe("cnn").validates
+
+
+def test_a_recipe_that_states_ids_says_whose() -> None:
+    """Or it would be taken for another city's, whose ids may be the same."""
+    for path in RECIPES.glob("*.yaml"):
+        recipe = read_recipe(path.stem)
+        ids = {*recipe.without_branches, *recipe.thresholds} - {"coarse", "fine"}
+        assert (recipe.ids_of is not None) == bool(ids), path.stem
+        recipe.check(SONYC_UST)
+    lookalike = Taxonomy("lookalike", SONYC_UST.categories)
+    with pytest.raises(InputError, match="is for the tags of sonyc-ust-v1, the data's are lookalike's"):
+        read_recipe("starter").check(lookalike)
 
 
 def test_the_starter_keeps_a_running_mean() -> None:

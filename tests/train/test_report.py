@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from edgetag.contract.errors import InputError, OutputError
-from edgetag.contract.taxonomy import SONYC_UST
+from edgetag.contract.taxonomy import SONYC_UST, Taxonomy
 from edgetag_train.metrics import evaluate
 from edgetag_train.paper import read_table4
 from edgetag_train.report import write_report
-from edgetag_train.report.plots import confusion_shares
+from edgetag_train.report.plots import confusion, confusion_shares
 from edgetag_train.report.runs import read_run
 
 N_TAGS = len(SONYC_UST.ids)
@@ -316,6 +316,28 @@ def test_confusion_counts_what_it_says() -> None:
     assert shares[6, 6] == 1
     assert np.isnan(shares[6, 0])  # no recording has a voice and no engine
     assert np.isnan(shares[1]).all()
+
+
+@pytest.mark.parametrize(("n", "key"), [(1, "a"), (3, "k"), (29, "category")])
+def test_drawings_have_room_for_any_number_of_classes(n: int, key: str) -> None:
+    """Every name, id and share is on the confusion, and begins inside of it."""
+    ids = [f"{key}{k}" for k in range(n)]
+    taxonomy = Taxonomy.from_names(
+        "city",
+        {id: f"a-sound-of-the-city-with-a-long-name-{id}" for id in ids},
+        {id: {"1": "x"} for id in ids},
+    )
+    shares, counts = np.full((n, n), 0.5), np.full(n, 7)
+    svg = confusion("A system", shares, counts, taxonomy).decode()
+    size = re.search(r'width="([\d.]+)pt" height="([\d.]+)pt"', svg)
+    assert size is not None
+    width, height = map(float, size.groups())
+    texts = [tuple(map(float, pair)) for pair in re.findall(r"<g [^>]*\(([-\d.]+) ([-\d.]+)\) scale", svg)]
+    assert len(texts) > n * (n + 2)
+    assert all(0 <= x <= width and 0 <= y <= height for x, y in texts)
+    for id in ids:
+        assert f"<!-- {id} -->" in svg
+    assert svg.count("<!-- 50 -->") == n * n
 
 
 # -- refusals ---------------------------------------------------------------------------------------------

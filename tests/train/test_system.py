@@ -1,5 +1,6 @@
 """From recordings to a bundle that a sensor loads, on a dataset small enough to train in seconds."""
 
+import json
 import shutil
 import signal
 import subprocess
@@ -539,6 +540,26 @@ def test_unlabelled_kinds_have_no_say_in_the_prior() -> None:
     scenes = np.zeros((4, 37), np.float32)
     scenes[:2, 0], scenes[:, 8:] = 1, NAN
     np.testing.assert_allclose(prior_shift(scenes, scenes, ("1", "1-2"), SONYC_UST), [0, 0], atol=1e-6)
+
+
+def test_a_run_of_before_taxonomies_were_noted_is_sonycs(
+    run: Path, recipe: Recipe, prepared: TrainingData, tmp_path: Path
+) -> None:
+    """It is read, gone on with, and its root taken over, as it was."""
+    old = copied(run, tmp_path / "old")
+    (old / "taxonomy.yaml").unlink()
+    provenance = json.loads((old / "provenance.json").read_text())
+    del provenance["taxonomy"]
+    (old / "provenance.json").write_text(json.dumps(provenance))
+    for file in old.glob("*.pt"):
+        state = torch.load(file, weights_only=True)
+        del state["provenance"]["taxonomy"]
+        torch.save(state, file)
+    assert read_run(old).taxonomy == SONYC_UST
+    assert load_net(read_run(old), "root-coarse")
+    fit_system(recipe, prepared, old, resume=True)
+    fit_system(recipe, prepared, tmp_path / "new", root=old)
+    assert load_net(read_run(tmp_path / "new"), "root-coarse")
 
 
 def test_outputs_follow_the_taxonomy() -> None:

@@ -211,8 +211,9 @@ def _tags(info: Info) -> dict[str, str]:
 
 
 def _tag(name: str) -> _Entity:
+    words = name.replace("-", " ")
     return {
-        "name": name.replace("-", " ").capitalize(),
+        "name": words[:1].upper() + words[1:],
         "unit_of_measurement": "%",
         "suggested_display_precision": 0,
         "icon": "mdi:waveform",

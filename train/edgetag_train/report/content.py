@@ -373,6 +373,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     return [
         ("Recipe", f"{recipe['name']}, seed {recipe['seed']}"),
         ("Overrides", ", ".join(origin.overrides) or "none"),
+        ("Tags", described(run.taxonomy)),
         ("Nets", nets + (f"; branches {_net(branch)}" if isinstance(branch, dict) else "; no branches")),
         ("Embedding", _embedding_origin(run)),
         ("Trained on", _counts(origin.data.train)),

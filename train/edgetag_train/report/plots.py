@@ -26,8 +26,9 @@ ISO_F1 = (0.2, 0.4, 0.6, 0.8)
 TITLE_WIDTH = 72  # characters
 DARK = 0.6  # shares above it need white numerals
 
-CELL_INCHES = 0.44  # of a confusion, whose names and title take as much again as six cells
-MIN_CELLS = 8
+CURVE_TITLE_WIDTH, NAME_WIDTH = 34, 30
+CELL_INCHES, CHARACTER_INCHES, MIN_INCHES = 0.44, 0.075, 3.0  # of a confusion
+LONG_ID = 3  # characters; longer ones stand upright below a confusion
 
 STYLE = {
     "axes.edgecolor": GREY,
@@ -71,6 +72,7 @@ def swatch(index: int) -> bytes:
 def precision_recall(title: str, lines: Sequence[Sequence[Curve]], prevalence: float) -> bytes:
     """One class: a colour per system, a line per run, over lines of equal F1 and the share of positives."""
     figure = Figure(figsize=(2.9, 2.55), layout="constrained")
+    title = textwrap.fill(_plain(title), CURVE_TITLE_WIDTH)
     axes = figure.add_subplot(title=title, xlabel="recall", ylabel="precision")
     _iso_f1(axes)
     axes.axhline(prevalence, color=GREY, linewidth=0.8, linestyle=(0, (2, 2)))
@@ -163,19 +165,31 @@ def confusion_shares(
 def confusion(title: str, shares: np.ndarray, n_present: np.ndarray, taxonomy: Taxonomy) -> bytes:
     """`confusion_shares` in percent: recalls in blue on the diagonal, false alarms in orange beside it."""
     n = len(n_present)
-    more = CELL_INCHES * max(0, n - MIN_CELLS)
-    figure = Figure(figsize=(5.4 + more, 4.4 + more), layout="constrained")
-    figure.suptitle(textwrap.fill(_plain(title), TITLE_WIDTH), x=0.01, ha="left", size=9.5)
-    axes = figure.add_subplot(xlabel="named", ylabel="present (recordings)", aspect="equal", anchor="N")
+    names = [f"{name} ({count})" for name, count in zip(coarse_names(taxonomy), n_present, strict=True)]
+    labels = [textwrap.fill(_plain(name), NAME_WIDTH) for name in names]
+    id_characters = max(map(len, taxonomy.coarse_ids))
+    upright = id_characters > LONG_ID
+    figure, axes = _square(title, n, labels, id_characters if upright else 1)
     for row, column in np.ndindex(shares.shape):
         _share(axes, row, column, shares[row, column], n_present[row])
-    labels = [f"{name} ({count})" for name, count in zip(coarse_names(taxonomy), n_present, strict=True)]
-    axes.set(xlim=(-0.5, n - 0.5), ylim=(n - 0.5, -0.5))
-    axes.set_xticks(range(n), taxonomy.coarse_ids)
+    axes.set(xlim=(-0.5, n - 0.5), ylim=(n - 0.5, -0.5), xlabel="named", ylabel="present (recordings)")
+    axes.set_xticks(range(n), taxonomy.coarse_ids, rotation="vertical" if upright else "horizontal")
     axes.set_yticks(range(n), labels)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     return _svg(figure)
+
+
+def _square(title: str, n: int, labels: Sequence[str], id_characters: int) -> tuple[Figure, Axes]:
+    """Axes of n by n cells, with as much room around them as names, ids and title take."""
+    cells, beside = n * CELL_INCHES, 0.4 + CHARACTER_INCHES * max(map(len, "\n".join(labels).split("\n")))
+    width = max(MIN_INCHES, beside + cells + 0.1)
+    lines = textwrap.wrap(title, min(TITLE_WIDTH, int(width / CHARACTER_INCHES) - 2))
+    below, above = 0.4 + CHARACTER_INCHES * id_characters, 0.15 + 0.17 * len(lines) + 0.2 * max(0, 3 - n)
+    height = below + cells + above
+    figure = Figure(figsize=(width, height))
+    figure.suptitle(_plain("\n".join(lines)), x=0.01, y=1 - 0.05 / height, ha="left", va="top", size=9.5)
+    return figure, figure.add_axes((beside / width, below / height, cells / width, cells / height))
 
 
 def _share(axes: Axes, row: int, column: int, share: float, n_present: int) -> None:
