@@ -103,8 +103,23 @@ def test_a_minute_is_the_mean_energy_of_its_windows() -> None:
     minute_s = 60 * (NOW_S // 60)
     for offset_s, level_db in ((5, 60.0), (25, 60.0), (55, 70.0), (-30, 50.0)):
         hour.add(minute_s + offset_s, level_db, {})
-    energy = (2 * 10**6 + 10**7) / 3
-    assert hour.minutes(int(minute_s // 60), 3) == [None, 50.0, round(10 * math.log10(energy), 1)]
+    mean_db = round(10 * math.log10((2 * 10**6 + 10**7) / 3), 1)
+    assert hour.minutes(int(minute_s // 60), 3) == [None, 50.0, mean_db]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 2 * SPAN_S), st.floats(-120, 140)), max_size=40), st.integers(0, 130)
+)
+def test_minutes_are_those_of_the_cells_in_them(windows: list[tuple[int, float]], last: int) -> None:
+    """A minute has a level where one of its six cells has, and lies between theirs."""
+    hour = Hour()
+    for at_s, level_db in windows:
+        hour.add(at_s, level_db, {})
+    cells = hour.levels(6 * last + 5)
+    for index, level_db in enumerate(hour.minutes(last, 60)):
+        within = [cell for cell in cells[6 * index : 6 * index + 6] if cell is not None]
+        assert (level_db is None) == (not within)
+        assert level_db is None or min(within) - 0.11 <= level_db <= max(within) + 0.11
 
 
 def test_it_tells_when_more_than_the_newest_two_minutes_have_changed() -> None:

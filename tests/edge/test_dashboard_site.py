@@ -414,6 +414,12 @@ def test_what_is_missing_is_said_with_how_to_get_it(missing: str, command: list[
     refused(done, 2, f"needs {missing}", "pip install 'edgetag[dashboard]'")
 
 
+def test_what_serves_pages_is_not_loaded_by_what_hears(tmp_path: Path) -> None:
+    """A sensor has neither; the command line is there without them."""
+    program = "import sys, edgetag.cli; print(sys.modules.keys() & {'starlette', 'uvicorn', 'anyio'})"
+    assert run_python("-c", program, state=tmp_path).stdout == "set()\n"
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_cleanly_though_streams_are_open(how: signal.Signals) -> None:
     with (

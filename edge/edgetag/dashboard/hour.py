@@ -10,7 +10,7 @@ However often a sensor speaks, it takes some fifteen kilobytes.
 
 import math
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 CELL_S = 10
 N_CELLS = 360
@@ -85,7 +85,7 @@ class Hour:
 
     def levels(self, last: int) -> list[float | None]:
         """Of the `N_CELLS` cells that end with cell `last`, dB; None where nothing came."""
-        return [self._level((cell,)) for cell in self._cells(last)]
+        return [self._level(cell, 1) for cell in self._cells(last)]
 
     def percents(self, tag: str, last: int) -> list[int | None]:
         """A tag's, of the `N_CELLS` cells that end with cell `last`; None where nothing came."""
@@ -95,10 +95,7 @@ class Hour:
 
     def minutes(self, last: int, n: int) -> list[float | None]:
         """Levels of `n` minutes (cells by sixes) that end with minute `last`, dB; None where nothing came."""
-        return [
-            self._level(range(minute * _PER_MINUTE, (minute + 1) * _PER_MINUTE))
-            for minute in range(last - n + 1, last + 1)
-        ]
+        return [self._level(minute * _PER_MINUTE, _PER_MINUTE) for minute in range(last - n + 1, last + 1)]
 
     def _advance(self, cell: int) -> None:
         """Cells up to this one begin empty."""
@@ -122,8 +119,12 @@ class Hour:
     def _is_kept(self, cell: int) -> bool:
         return self._newest - N_CELLS < cell <= self._newest
 
-    def _level(self, cells: Iterable[int]) -> float | None:
-        kept = [cell % N_CELLS for cell in cells if self._is_kept(cell)]
-        if not (n := sum(self._n[index] for index in kept)):
+    def _level(self, first: int, n_cells: int) -> float | None:
+        """Of cells within one minute: they lie side by side, for a ring is so many whole minutes."""
+        start, end = max(first, self._newest - N_CELLS + 1), min(first + n_cells, self._newest + 1)
+        if start >= end:
             return None
-        return round(10 * math.log10(sum(self._energy[index] for index in kept) / n), 1)
+        kept = slice(start % N_CELLS, start % N_CELLS + end - start)
+        if not (n := sum(self._n[kept])):
+            return None
+        return round(10 * math.log10(sum(self._energy[kept]) / n), 1)
