@@ -44,7 +44,7 @@ from edgetag_train.teaching.corpus import Corpus, make_corpus, to_bytes, to_logm
 from edgetag_train.teaching.lesson import Lesson, Teaching
 from edgetag_train.teaching.teacher import FRAME_SAMPLES, N_SCORES, PATCH_SAMPLES, Teacher
 from edgetag_train.teaching.verdict import Verdict, fit_verdict
-from fakes_dataset import write_clips, write_streets
+from fakes_dataset import write_clips, write_harbour, write_streets
 
 N_TAGS = len(SONYC_UST.coarse_ids)
 SHARE = 0.75
@@ -511,6 +511,24 @@ def test_a_taught_net_is_an_embedding_as_any_other(data: Path, teacher: Path, tm
         assert values.shape == (10, 128)
         assert ((values >= 0) & (values <= 255)).all()
     assert not list((tmp_path / "cache").glob("*.partial"))
+
+
+def test_a_lesson_for_other_tags_than_sonycs_says_what_it_attends_to(teacher: Path, tmp_path: Path) -> None:
+    """An embedding serves any tags, but YAMNet's classes are weighed as SONYC-UST's need them."""
+    write_harbour(tmp_path / "data")
+    nowhere = [tmp_path / "nowhere"]
+    with capture_logs() as said, pytest.raises(InputError, match="is no folder of sounds"):
+        teaching.teach(
+            tmp_path / "data",
+            nowhere,
+            teacher,
+            tmp_path / "out",
+            tmp_path / "cache",
+            mixtures=50,
+            epochs=1,
+            seed=3,
+        )
+    assert [(line["log_level"], line["tags"]) for line in said] == [("warning", "harbour")]
 
 
 def test_what_cannot_be_taught_is_refused_before_anything_is_heard(

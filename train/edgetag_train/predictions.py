@@ -130,19 +130,20 @@ def figures(
             f"{some(missing)}"
         )
     matched = np.asarray(scores)[[row_of[name] for name in truth_filenames]]
+    columns = taxonomy.columns
     reasons = {
         level: why
         for level in LEVELS
-        if (why := _why_not(*(of[:, taxonomy.columns[level]] for of in (truth, matched)), level, split))
-    }
-    found = {
-        level: None if level in reasons else _level(truth, matched, level, taxonomy, ties) for level in LEVELS
+        if (why := _why_not(truth[:, columns[level]], matched[:, columns[level]], level, split))
     }
     return {
         "split": split,
         "recordings": len(truth_filenames),
         "left_out": len(row_of.keys() - set(truth_filenames)),
-        **found,
+        **{
+            level: None if level in reasons else _level(truth, matched, level, taxonomy, ties)
+            for level in LEVELS
+        },
         "reasons": reasons,
     }
 
