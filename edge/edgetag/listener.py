@@ -11,7 +11,9 @@ sink's thread                                                          └─ ne
 import math
 import time
 from collections.abc import Callable, Iterable
+from typing import NamedTuple, Protocol
 
+import msgspec
 import structlog
 
 from edgetag.capture.clock import SystemTime
@@ -22,7 +24,15 @@ from edgetag.capture.windows import Window, Windower
 from edgetag.condition import STARTING, Condition
 from edgetag.config import LIVE, changes
 from edgetag.contract.errors import EdgetagError
-from edgetag.contract.event import SoundEvent, State, Status, timestamp
+from edgetag.contract.event import (
+    AudioHealth,
+    DeliveryHealth,
+    LoadHealth,
+    SoundEvent,
+    State,
+    Status,
+    timestamp,
+)
 from edgetag.contract.frontend import SAMPLE_RATE_HZ, WINDOW_S
 from edgetag.daemon import sounds_of, take_over
 from edgetag.delivery.sink import Sink
@@ -43,6 +53,29 @@ MARGIN = 1.5
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger("edgetag.listener")
 
 
+class Account(NamedTuple):
+    """How the hearing goes, at one moment.
+
+    Attributes:
+        audio, load: of the microphone, and of what was left out.
+        delivery: how the broker is reached; UNSET where nothing is published.
+        unreachable: why nobody is; "" if somebody is.
+    """
+
+    audio: AudioHealth
+    load: LoadHealth
+    delivery: DeliveryHealth | msgspec.UnsetType
+    unreachable: str
+
+
+class Onlooker(Protocol):
+    """Who is shown what is heard, as it comes in. Whatever it takes the time for is not heard meanwhile."""
+
+    def see(self, piece: Piece, account: Callable[[], Account]) -> None:
+        """A piece of the microphone's, and whoever knows how it goes."""
+        ...
+
+
 class Listener:
     """Tags what a microphone hears, and says how that goes.
 
@@ -53,6 +86,7 @@ class Listener:
         hop_samples: from one window's start to the next, at 44.1 kHz, while there is time for all.
         notifier: the service manager; ready after the first full window.
         refusal: why the bundle that hears is not the one that was asked for; "" if it is.
+        onlooker: shown every piece; nobody, as a rule.
         monotonic: the microphone's clock.
         system_time: UTC of that clock's readings.
 
@@ -69,12 +103,13 @@ class Listener:
         hop_samples: int,
         notifier: Notifier,
         refusal: str = "",
+        onlooker: Onlooker | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         system_time: SystemTime | None = None,
     ) -> None:
         self._stream, self._settings, self._sink = stream, loaded.settings, sink
         self._hop_samples = hop_samples
-        self._notifier = notifier
+        self._notifier, self._onlooker = notifier, onlooker
         self._monotonic = monotonic
         self._time = system_time or SystemTime()
         self._condition, self._ledger = Condition(monotonic()), Ledger(monotonic())
@@ -101,6 +136,8 @@ class Listener:
         self._say_state()
         for piece in microphone.pieces():
             self._take(piece)
+            if self._onlooker is not None:
+                self._onlooker.see(piece, self._account)
             if replacement is not None and (outcome := replacement.outcome()) is not None:
                 self._change(outcome)
             if self._watch.due:
@@ -199,13 +236,17 @@ class Listener:
             self._notifier.ready()
 
     def _report(self) -> None:
-        health = self._watch.health(
-            audio=self._ledger.health(self._monotonic()),
-            load=self._ladder.health(),
-            delivery=self._sink.delivery(),
-            clock_steps=self._time.n_steps,
-        )
+        audio, load, delivery, _ = self._account()
+        health = self._watch.health(audio=audio, load=load, delivery=delivery, clock_steps=self._time.n_steps)
         self._sink.report(health)
+
+    def _account(self) -> Account:
+        return Account(
+            self._ledger.health(self._monotonic()),
+            self._ladder.health(),
+            self._sink.delivery(),
+            self._sink.unreachable(),
+        )
 
     # -- other settings, another bundle ------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from edgetag.config import Settings
     from edgetag.delivery.address import BrokerAddress
     from edgetag.delivery.sink import Sink
+    from edgetag.live.show import LiveView
     from edgetag.loading import Loaded
     from edgetag.tagging.stream import EventStream
 
@@ -38,6 +40,13 @@ LOADING_S = 0.5  # for a bundle that is being loaded
 LOADED_WITHIN_S = (
     360.0  # a start's bundle, whose variants may be measured for five minutes before that is given up
 )
+
+
+class Shown(StrEnum):
+    live = "live"
+    table = "table"
+    json = "json"
+    csv = "csv"
 
 
 def run(
@@ -58,18 +67,23 @@ def run(
         str | None,
         typer.Option(
             "--mqtt",
-            help="Publish to a broker: mqtt://[user:password@]host[:port], or mqtts://, ws://, wss://. "
+            metavar="URL",
+            help="Publish to a broker: mqtt://\\[user:password@]host[:port], or mqtts://, ws://, wss://. "
             "Everybody on this machine can see a password there; a configuration file keeps it.",
         ),
     ] = None,
     format: Annotated[
-        Format | None,
-        typer.Option("--format", help="What to print; if nothing is published, table or, in a pipe, json."),
+        Shown | None,
+        typer.Option(
+            "--format",
+            help="What to show: in a terminal live, a picture that moves; else json if nothing is published.",
+        ),
     ] = None,
     hop: Annotated[
         float | None,
         typer.Option(
             "--hop",
+            metavar="SECONDS",
             help="Seconds from one window's start to the next; if absent, as configured, or what suits the "
             "bundle: 5 or 4.8.",
         ),
@@ -121,6 +135,8 @@ def run(
     _log_as(settings, verbose=bool(context.parent and context.parent.params.get("verbose")))
     if hop is not None:
         to_samples(hop)  # refused before anything is loaded
+    publishes = mqtt is not None or settings.mqtt.url is not None
+    shown = _shown(format, publishes=publishes)
     audio = settings.audio
     open_device = opener(load_portaudio(), device=audio.device, channel=audio.channel, rate_hz=audio.rate_hz)
     loader = Loader(read, state_directory())
@@ -139,7 +155,10 @@ def run(
         )
         hop_samples = to_samples(hop_s_of(loaded))
         stack.enter_context(replacement)
-        sink = stack.enter_context(_sink(loaded, stream, format, mqtt, hop_s_of(loaded)))
+        view = _live_view(loaded, stream, may_leave=publishes) if shown is Shown.live else None
+        if view is not None and is_terminal(sys.stderr):
+            stack.enter_context(view.logs_shown())
+        sink = stack.enter_context(_sink(loaded, stream, shown, view, mqtt, hop_s_of(loaded)))
         listener = Listener(
             stream,
             loaded,
@@ -147,14 +166,36 @@ def run(
             hop_samples=hop_samples,
             notifier=notifier,
             refusal=refusal,
+            onlooker=view,
         )
         stack.enter_context(_left_on_signal(microphone))
         stack.enter_context(microphone)
         listener.listen(microphone, replacement)
-    if microphone.hangs or replacement.is_busy:
-        # A thread in the middle of PortAudio's or ONNX Runtime's code would crash the process at its end.
+    if microphone.hangs or replacement.is_busy or (view is not None and view.hangs):
+        # A thread in the middle of PortAudio's, ONNX Runtime's or a stream's code would crash the process at
+        # its end.
         sys.stdout.flush()
         os._exit(0)
+
+
+def _shown(format: Shown | None, *, publishes: bool) -> Shown | None:
+    """What is printed: what was asked for; a picture for whoever looks; JSON if events would go nowhere else.
+
+    Raises:
+        InputError: a picture was asked for where nobody sees one.
+    """
+    from edgetag.contract.errors import InputError
+
+    sees_pictures = is_terminal(sys.stdout) and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
+    if format is Shown.live and not sees_pictures:
+        raise InputError("--format live needs a terminal that can draw; leave it out, or take table")
+    if format is not None:
+        return format
+    if sees_pictures:
+        return Shown.live
+    if publishes:
+        return None
+    return Shown.table if is_terminal(sys.stdout) else Shown.json
 
 
 def _log_as(settings: "Settings", *, verbose: bool) -> None:
@@ -167,25 +208,52 @@ def _log_as(settings: "Settings", *, verbose: bool) -> None:
     configure(level, settings.log.format)
 
 
-def _sink(
-    loaded: "Loaded", stream: "EventStream", format: Format | None, mqtt: str | None, hop_s: float
-) -> "Sink":
-    """Where events go: to the broker if there is one, to stdout if a format is named or there is none."""
+def _address(loaded: "Loaded", mqtt: str | None) -> "BrokerAddress | None":
+    """The broker to publish to, if there is one."""
     from edgetag.delivery.address import parse_url
-    from edgetag.delivery.sink import Tee
     from edgetag.publishing import broker_of
 
-    address = broker_of(loaded.settings) if mqtt is None else parse_url(mqtt)
+    return broker_of(loaded.settings) if mqtt is None else parse_url(mqtt)
+
+
+def _sink(
+    loaded: "Loaded",
+    stream: "EventStream",
+    shown: Shown | None,
+    view: "LiveView | None",
+    mqtt: str | None,
+    hop_s: float,
+) -> "Sink":
+    """Where events go: to the broker if there is one, and to stdout in the way in which they are shown."""
+    from edgetag.delivery.sink import Tee
+
+    address = _address(loaded, mqtt)
     sinks: list[Sink] = []
     if address is not None:
         sinks.append(_publisher(loaded, stream, address, hop_s))
-    if format is not None or address is None:
+    if view is not None:
+        sinks.append(view)
+    elif shown is not None:
         from edgetag.delivery.stdout import Stdout
 
-        shown = format or (Format.table if is_terminal(sys.stdout) else Format.json)
-        taxonomy = loaded.tagger.taxonomy
-        sinks.append(Stdout(printer(taxonomy, shown, everything=True), may_leave=bool(sinks)))
+        lines = printer(loaded.tagger.taxonomy, Format(shown.value), everything=True)
+        sinks.append(Stdout(lines, may_leave=bool(sinks)))
     return Tee(sinks)
+
+
+def _live_view(loaded: "Loaded", stream: "EventStream", *, may_leave: bool) -> "LiveView":
+    from rich.console import Console
+
+    from edgetag.live.show import LiveView
+
+    manifest = loaded.tagger.bundle.manifest
+    return LiveView(
+        Console(),
+        loaded.tagger.taxonomy,
+        (stream.sensor, f"{manifest.name} {manifest.version}"),
+        calibration_db=loaded.conditions.calibration_db,
+        may_leave=may_leave,
+    )
 
 
 def _publisher(loaded: "Loaded", stream: "EventStream", address: "BrokerAddress", hop_s: float) -> "Sink":

@@ -14,14 +14,15 @@ from hypothesis import strategies as st
 
 from edgetag import Tagger
 from edgetag.capture.clock import SystemTime
-from edgetag.capture.microphone import TICK_S, Opened, Piece, Tick
+from edgetag.capture.microphone import TICK_S, Lost, Opened, Piece, Tick
 from edgetag.capture.pace import Pace
+from edgetag.capture.source import Block
 from edgetag.config import EventSettings, GateSettings, LevelSettings, Settings, TagSettings
 from edgetag.contract.errors import BundleError
 from edgetag.contract.event import Health, Info, SoundEvent, Status, TagsEvent
 from edgetag.daemon import run
 from edgetag.delivery.sink import Sink
-from edgetag.listener import Listener
+from edgetag.listener import Account, Listener, Onlooker
 from edgetag.loading import Loaded
 from edgetag.notify import Notifier
 from edgetag.replacement import Replacement
@@ -77,6 +78,7 @@ class Night:
     at: dict[float, Callable[["Night"], None]] = field(default_factory=dict)  # what happens, by the second
     signal: Signal = noise
     watchdog_s: float | None = None
+    onlooker: Onlooker | None = None
 
     def __post_init__(self) -> None:
         self.time = VirtualTime(RATE_HZ)
@@ -93,6 +95,7 @@ class Night:
             self.diary,
             hop_samples=self.hop_samples,
             notifier=self.words,
+            onlooker=self.onlooker,
             monotonic=self.time.monotonic,
             system_time=SystemTime(self.time.monotonic, self.time.wall),
         )
@@ -517,6 +520,30 @@ def test_what_is_refused_changes_nothing_and_degrades(tagger: Tagger, outcome: o
     assert len(night.events) == 7
     assert night.diary.of(Health)[0].bundle.state == "refused"
     assert night.states[-1] == ("degraded", "a bundle was refused")
+
+
+def test_an_onlooker_sees_all_that_comes_in_and_changes_nothing(tagger: Tagger) -> None:
+    """Every piece, lost devices as well; the account is that of `health`, up to that piece."""
+
+    class Bystander:
+        def __init__(self) -> None:
+            self.pieces: list[Piece] = []
+            self.accounts: list[Account] = []
+
+        def see(self, piece: Piece, account: Callable[[], Account]) -> None:
+            self.pieces.append(piece)
+            self.accounts.append(account())
+
+    faults = [None] * 150 + [Fault("late", 9000), Fault("gone", 2)]
+    bystander = Bystander()
+    alone, seen = Night(tagger, faults, 60).live(), Night(tagger, faults, 60, onlooker=bystander).live()
+    assert [msgspec.structs.replace(event, boot="") for event in alone.events] == [
+        msgspec.structs.replace(event, boot="") for event in seen.events
+    ]
+    heard_s = sum(len(piece.frames) for piece in bystander.pieces if isinstance(piece, Block)) / RATE_HZ
+    assert {type(piece) for piece in bystander.pieces} >= {Opened, Block, Lost}
+    assert bystander.accounts[-1].audio.heard_s == pytest.approx(heard_s, abs=0.001)
+    assert bystander.accounts[-1].audio == seen.diary.of(Health)[-1].audio
 
 
 def test_health_comes_every_minute_also_without_a_microphone(tagger: Tagger) -> None:

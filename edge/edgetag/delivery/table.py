@@ -24,8 +24,10 @@ from edgetag.delivery.sink import Sink
 WIDE_COLUMNS = 100
 """From this width on bars have names, and SONYC-UST's longest tag still fits beside them."""
 
-_BARS = "▁▂▃▄▅▆▇█"
-_BARS_ASCII = ".:-=+*%@"
+BARS = "▁▂▃▄▅▆▇█"
+BARS_ASCII = ".:-=+*%@"
+"""A probability's height, in eighths; where there is nothing but ASCII, its darkness."""
+
 _LIKELY = 0.5  # above it a category is more likely there than not, and its branch fires
 _TIME_COLUMNS = 8  # HH:MM:SS
 _LEVEL_COLUMNS = 14  # "-120.0 dBFS(A)", the floor
@@ -51,7 +53,7 @@ class Table(Sink):
     def __init__(self, console: Console, taxonomy: Taxonomy) -> None:
         self._console = console
         self._taxonomy = taxonomy
-        self._bars = _BARS_ASCII if console.options.ascii_only else _BARS
+        self._bars = BARS_ASCII if console.options.ascii_only else BARS
         self._layout: _Layout | None = None
 
     def deliver(self, event: TagsEvent) -> None:
@@ -63,21 +65,13 @@ class Table(Sink):
         if self._layout is None:
             self._layout = _Layout.fitting(self._console.width, self._taxonomy)
             self._print_header(self._layout)
-        self._print_row(self._layout, self._cells(self._layout, event), self._heard(event))
+        self._print_row(self._layout, self._cells(self._layout, event), heard(self._taxonomy, event))
 
     def sound(self, event: SoundEvent) -> None:
         """Print one line; raises as `deliver`."""
-        if event.kind == "start":
-            said = f"{event.name} begins, {event.peak:.0%}"
-            self._print_words(event.start, Text(said, "bold"))
-        else:
-            why = (
-                ""
-                if event.reason in (msgspec.UNSET, "faded")
-                else f" ({str(event.reason).replace('_', ' ')})"
-            )
-            said = f"{event.name} ended after {event.duration_s:.0f} s, at most {event.peak:.0%}{why}"
-            self._print_words(event.end, Text(said))
+        begins = event.kind == "start"
+        said = Text(sound_words(event), "bold" if begins else "")
+        self._print_words(event.start if begins else event.end, said)
 
     def state(self, status: Status) -> None:
         """Print one line; raises as `deliver`."""
@@ -131,19 +125,6 @@ class Table(Sink):
         line.rstrip()
         self._console.print(line, no_wrap=True, overflow="crop")
 
-    def _heard(self, event: TagsEvent) -> list[list[Text]]:
-        """What to say in words: the tags by category, then what speaks against trusting them."""
-        doubts = [Text(f"{doubt} ", "yellow") for doubt in _doubts(event)]
-        match event.verdict:
-            case "silent":
-                groups = [[Text("silent", "dim")]]
-            case "too_little_audio":
-                groups = [[Text("too little audio:", "yellow"), *doubts]]
-                doubts = []
-            case "tagged":
-                groups = [tags for category in self._taxonomy.categories if (tags := _tags(category, event))]
-        return [*(groups or [[Text("nothing", "dim")]]), *([doubts] if doubts else [])]
-
 
 @dataclass(frozen=True)
 class _Layout:
@@ -157,7 +138,7 @@ class _Layout:
     def fitting(cls, width_columns: int, taxonomy: Taxonomy) -> "_Layout":
         if width_columns < WIDE_COLUMNS:
             return cls(False, taxonomy.coarse_ids, 1)
-        names = (_SHORT_NAMES.get(category.name, category.name[:5]) for category in taxonomy.categories)
+        names = (short_name(category) for category in taxonomy.categories)
         return cls(True, tuple(f"{name:{_NAMED_BAR_COLUMNS}}" for name in names), _NAMED_BAR_COLUMNS)
 
     @property
@@ -171,7 +152,39 @@ class _Layout:
 
 
 def _level(level: Level) -> str:
-    return f"{level.laeq_db:.1f} {'dB(A)' if level.calibrated else 'dBFS(A)'}"
+    return f"{level.laeq_db:.1f} {level_unit(level.calibrated)}"
+
+
+def level_unit(is_calibrated: bool) -> str:
+    """What levels are in."""
+    return "dB(A)" if is_calibrated else "dBFS(A)"
+
+
+def short_name(category: Category) -> str:
+    """A category's name in at most five columns."""
+    return _SHORT_NAMES.get(category.name, category.name[:5])
+
+
+def sound_words(event: SoundEvent) -> str:
+    """A sound that begins or ended, in words."""
+    if event.kind == "start":
+        return f"{event.name} begins, {event.peak:.0%}"
+    why = "" if event.reason in (msgspec.UNSET, "faded") else f" ({str(event.reason).replace('_', ' ')})"
+    return f"{event.name} ended after {event.duration_s:.0f} s, at most {event.peak:.0%}{why}"
+
+
+def heard(taxonomy: Taxonomy, event: TagsEvent) -> list[list[Text]]:
+    """A window in words: the tags by category, then what speaks against trusting them."""
+    doubts = [Text(f"{doubt} ", "yellow") for doubt in _doubts(event)]
+    match event.verdict:
+        case "silent" | "quiet":
+            groups = [[Text("silent" if event.verdict == "silent" else "below the gate", "dim")]]
+        case "too_little_audio":
+            groups = [[Text("too little audio:", "yellow"), *doubts]]
+            doubts = []
+        case "tagged":
+            groups = [tags for category in taxonomy.categories if (tags := _tags(category, event))]
+    return [*(groups or [[Text("nothing", "dim")]]), *([doubts] if doubts else [])]
 
 
 def _doubts(event: TagsEvent) -> list[str]:

@@ -1,0 +1,1 @@
+"""What a person at a sensor's terminal sees while it hears."""
