@@ -77,8 +77,8 @@ def replay(
         typer.Option(
             "--mqtt",
             metavar="URL",
-            help="Publish to a broker: mqtt://\\[user:password@]host[:port], or mqtts://, ws://, wss://; "
-            "certificates as configured.",
+            help="Publish to a broker: mqtt://HOST, or mqtts://, ws://, wss://; in full "
+            "mqtt://USER:PASSWORD@HOST:PORT; certificates as configured.",
         ),
     ] = None,
     realtime: Annotated[
@@ -163,7 +163,8 @@ def replay(
 ) -> None:
     """Tag recordings in rolling ten-second windows.
 
-    SIGHUP makes a replay by one process, without a terminal, read its configuration and bundle anew.
+    SIGHUP makes a replay by one process, without a terminal, read its
+    configuration and bundle anew.
 
     Examples: edgetag replay street.flac --format table; edgetag replay street.flac --plot street.png
     """
@@ -360,7 +361,9 @@ class _Telling:
     def _drawn(self, file: str, label: str, start_utc_s: float) -> AbstractContextManager[None]:
         if self.sitting is None:
             return nullcontext()
-        return self.sitting.of(file, label, start_utc_s, is_dated=self.start_utc_s is not None)
+        # Pictures are shown to others, whom the folder is no concern of.
+        name = "standard input" if file == "-" else Path(label).name
+        return self.sitting.of(file, name, start_utc_s, is_dated=self.start_utc_s is not None)
 
 
 def _hear_here(

@@ -58,7 +58,12 @@ def run(
         ),
     ] = None,
     mic: Annotated[  # noqa: ARG001 - a microphone is the only thing there is to hear with
-        bool, typer.Option("--mic", help="Hear with a microphone: NAME, the configured or the default one.")
+        bool,
+        typer.Option(
+            "--mic",
+            show_default=False,
+            help="Hear with a microphone: NAME, the configured or the default one.",
+        ),
     ] = True,
     config: Annotated[  # readable=False: what cannot be read is said by whoever reads it
         Path | None, typer.Option("--config", readable=False, help="Configuration file (YAML).")
@@ -68,8 +73,9 @@ def run(
         typer.Option(
             "--mqtt",
             metavar="URL",
-            help="Publish to a broker: mqtt://\\[user:password@]host[:port], or mqtts://, ws://, wss://. "
-            "Everybody on this machine can see a password there; a configuration file keeps it.",
+            help="Publish to a broker: mqtt://HOST, or mqtts://, ws://, wss://; in full "
+            "mqtt://USER:PASSWORD@HOST:PORT. Everybody on this machine can see a password there; a "
+            "configuration file keeps it.",
         ),
     ] = None,
     format: Annotated[
@@ -103,8 +109,9 @@ def run(
 ) -> None:
     """Tag what a microphone hears, for as long as it runs.
 
-    A microphone that is not there, or goes, is waited for. SIGTERM or Ctrl-C ends it after what was heard has
-    been tagged; without a terminal, SIGHUP makes it read configuration and bundle anew.
+    A microphone that is not there, or goes, is waited for. SIGTERM or Ctrl-C
+    ends it after what was heard has been tagged; without a terminal, SIGHUP
+    makes it read configuration and bundle anew.
 
     Example: edgetag run --mic
     """

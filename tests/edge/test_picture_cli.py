@@ -66,6 +66,24 @@ def test_a_picture_beside_the_events(
     assert (tmp_path / f"a.{suffix}").read_bytes().startswith(magic)
 
 
+def test_a_page_names_the_recording_and_not_its_folder(edgetag: Run, street: Path, tmp_path: Path) -> None:
+    """A page is passed on; who has what folders is nobody's concern."""
+    assert edgetag(street, "--html", "a.html").returncode == 0
+    page = (tmp_path / "a.html").read_text()
+    assert "street.wav" in page
+    assert str(tmp_path) not in page
+
+
+def test_with_a_start_times_are_utc_and_recordings_follow_each_other(
+    edgetag: Run, street: Path, tmp_path: Path
+) -> None:
+    """The second of two goes on where the first one ended."""
+    done = edgetag(street, "other.wav", "--html", "drawn", "--start", "2026-11-22T10:00:00Z")
+    assert done.returncode == 0
+    assert "from 2026-11-22 10:00:00 UTC" in (tmp_path / "drawn" / "street.html").read_text()
+    assert "from 2026-11-22 10:00:20 UTC" in (tmp_path / "drawn" / "other.html").read_text()
+
+
 @each_option
 def test_several_recordings_need_a_folder(
     edgetag: Run, street: Path, tmp_path: Path, option: str, suffix: str, magic: bytes
