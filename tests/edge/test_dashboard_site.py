@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -25,6 +25,7 @@ from edgetag.dashboard.board import Board, Snapshot
 from edgetag.dashboard.feed import Feed
 from edgetag.dashboard.serving import _Server
 from edgetag.dashboard.site import site
+from edgetag.delivery.address import own_name
 from edgetag.delivery.network import Network
 from edgetag.delivery.subscription import Message, Regained
 from edgetag.secret import Secret
@@ -33,6 +34,10 @@ from fakes_cli import refused, run_python
 from fakes_dashboard import WAIT_S, Running
 
 TOKEN = "correct-horse-battery"
+
+
+def http_to(port: int) -> "closing[http.client.HTTPConnection]":
+    return closing(http.client.HTTPConnection("127.0.0.1", port, timeout=WAIT_S))
 
 
 class Answer(NamedTuple):
@@ -51,24 +56,21 @@ class Site(NamedTuple):
     publish: Callable[[bytes], None]
 
     def ask(self, path: str, method: str = "GET", body: bytes | None = None, **headers: str) -> Answer:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=WAIT_S)
-        try:
+        with http_to(self.port) as connection:
             connection.request(method, path, body, headers)
             answer = connection.getresponse()
             named = {name.lower(): value for name, value in answer.getheaders()}
             return Answer(answer.status, named, answer.read())
-        finally:
-            connection.close()
 
     def cookie(self) -> str:
         return self.ask("/login", "POST", TOKEN.encode()).headers["set-cookie"].partition(";")[0]
 
 
 @contextmanager
-def served(token: str | None = None, *names: str, max_readers: int = 2) -> Iterator[Site]:
-    board, feed = Board(Network("sonyc/v1"), "mqtt://localhost:1883", START_UTC_S), Feed(max_readers)
+def served(token: str | None = None, stuck_s: float = WAIT_S) -> Iterator[Site]:
+    board, feed = Board(Network("sonyc/v1"), "mqtt://localhost:1883", START_UTC_S), Feed(max_readers=2)
     gate = Gate(None if token is None else Secret(token))
-    server = _Server(site(board, feed, gate, Names(frozenset({"localhost", *names}))), feed)
+    server = _Server(site(board, feed, gate, Names(frozenset({"localhost"})), stuck_s), feed)
     with socket.create_server(("127.0.0.1", 0)) as bound:
         loops: list[asyncio.AbstractEventLoop] = []
 
@@ -344,6 +346,19 @@ def test_one_who_does_not_read_begins_anew_and_holds_nobody_up(open_site: Site) 
     quick.close()
 
 
+def test_one_who_takes_nothing_any_more_is_let_go() -> None:
+    """A browser whose machine has gone does not keep its place until TCP gives up."""
+    with served(stuck_s=0.2) as site:
+        stream = Stream(site)
+        stream.next()
+        deadline_s = time.monotonic() + WAIT_S
+        while site.feed.n_readers:
+            assert time.monotonic() < deadline_s
+            site.publish(b'"%s"' % (b"x" * 1_000_000))
+            time.sleep(0.01)
+        stream.close()
+
+
 def test_it_ends_though_streams_are_open() -> None:
     with served() as site:
         stream = Stream(site)
@@ -420,6 +435,19 @@ def test_what_serves_pages_is_not_loaded_by_what_hears(tmp_path: Path) -> None:
     assert run_python("-c", program, state=tmp_path).stdout == "set()\n"
 
 
+def test_beyond_loopback_it_is_served_to_those_who_show_the_token(secret: Path) -> None:
+    url = "mqtt://127.0.0.1:1"
+    with Running(
+        "dashboard", "--mqtt", url, "--port", 0, "--host", "0.0.0.0", "--token-file", secret
+    ) as running:
+        assert running.url == f"http://{own_name()}:{running.port}/"
+        with http_to(running.port) as connection:
+            connection.request("GET", "/api/snapshot", headers={"Host": f"{own_name()}:{running.port}"})
+            assert connection.getresponse().status == 401
+        assert TOKEN not in running.said
+        assert running.ended(signal.SIGTERM) == (0, "")
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_cleanly_though_streams_are_open(how: signal.Signals) -> None:
     with (
@@ -427,11 +455,10 @@ def test_a_signal_ends_it_cleanly_though_streams_are_open(how: signal.Signals) -
         Running("dashboard", "--mqtt", f"mqtt://127.0.0.1:{broker.port}", "--port", 0) as running,
     ):
         running.until(lambda snapshot: not snapshot.notes.trouble)
-        connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=WAIT_S)
-        connection.request("GET", "/api/events")
-        connection.getresponse().readline()
-        assert running.ended(how) == (0, "")
-        connection.close()
+        with http_to(running.port) as connection:
+            connection.request("GET", "/api/events")
+            connection.getresponse().readline()
+            assert running.ended(how) == (0, "")
 
 
 def test_where_there_is_no_broker_it_says_so_and_tries_again(tmp_path: Path) -> None:

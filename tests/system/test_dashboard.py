@@ -409,6 +409,55 @@ def test_a_network_can_be_looked_through_by_keyboard_and_on_a_phone(broker: Mosq
                 page.open(dashboard.url, path, width=320, height=800, dark=dark)
                 page.until("Latest sounds" if not path else "What hears")
                 assert page.run("return document.documentElement.scrollWidth") == 320
+                assert page.run(PALE) == []
+                assert nameless(page) == []
+
+
+PALE = """
+const linear = (c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+const light = (colour) => {
+  const [r, g, b] = colour.match(/[0-9.]+/g).map((n) => linear(n / 255));
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+};
+const behind = (element) => {
+  const colour = getComputedStyle(element).backgroundColor;
+  return colour.startsWith("rgb(") || !element.parentElement ? colour : behind(element.parentElement);
+};
+const contrast = (element) => {
+  const style = getComputedStyle(element);
+  const text = light(element.closest("svg") ? style.fill : style.color), ground = light(behind(element));
+  return (Math.max(text, ground) + 0.05) / (Math.min(text, ground) + 0.05);
+};
+const isText = (element) => [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
+const shown = [...document.querySelectorAll("body *")].filter((one) => isText(one) && one.checkVisibility());
+return shown.filter((one) => contrast(one) < 4.5).map((one) => [one.textContent, contrast(one)]);
+"""
+"""What stands out from its ground by less than 4.5 to 1 (WCAG 2.2, success criterion 1.4.3)."""
+
+
+def nameless(page: Page) -> list[str]:
+    """The roles of what can have the focus, but no name for those who do not see it."""
+    nodes = page.driver.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
+    return [
+        node["role"]["value"]
+        for node in nodes
+        if any(p["name"] == "focusable" and p["value"]["value"] for p in node.get("properties", []))
+        and not node.get("name", {}).get("value")
+    ]
+
+
+def test_nothing_moves_for_those_who_do_not_want_it(broker: Mosquitto, page: Page) -> None:
+    with publisher(broker) as publish, Dashboard(broker) as dashboard:
+        moving = []
+        for seq, wish in enumerate(("reduce", "no-preference")):
+            page.open(dashboard.url)
+            feature = {"name": "prefers-reduced-motion", "value": wish}
+            page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+            page.until("Latest sounds")
+            publish("lamp", "events", sound_event(seq, name=wish, id=wish))
+            page.until(wish)
+            moving.append(bool(page.run("return document.getAnimations().length")))
+    assert moving == [False, True]
 
 
 def draw(page: Page) -> None:

@@ -38,12 +38,12 @@ _FILES = {
 _OPEN_PATHS = ("/login", "/login.js", "/style.css", "/favicon.svg")
 _MAX_TOKEN_BYTES = 4_096
 _WRONG_TOKEN_S = 0.5
-_STUCK_S = 30.0  # a browser that takes nothing for so long is let go
+STUCK_S = 30.0
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger("edgetag.dashboard")
 
 
-def site(board: Board, feed: Feed, gate: Gate, names: Names) -> ASGIApp:
+def site(board: Board, feed: Feed, gate: Gate, names: Names, stuck_s: float = STUCK_S) -> ASGIApp:
     """The whole dashboard as an ASGI application.
 
     Args:
@@ -51,8 +51,9 @@ def site(board: Board, feed: Feed, gate: Gate, names: Names) -> ASGIApp:
         feed: gets `board`'s changes from whoever drives it.
         gate: who may look.
         names: by what hosts it may be asked for.
+        stuck_s: a browser that takes nothing of a stream for so long is let go.
     """
-    pages = _Pages(board, feed, gate)
+    pages = _Pages(board, feed, gate, stuck_s)
     app = Starlette(
         routes=[
             *(Route(path, _file(name, media_type)) for path, (name, media_type) in _FILES.items()),
@@ -81,8 +82,8 @@ async def _fault(_request: Request, error: Exception) -> Response:
 
 
 class _Pages:
-    def __init__(self, board: Board, feed: Feed, gate: Gate) -> None:
-        self._board, self._feed, self._gate = board, feed, gate
+    def __init__(self, board: Board, feed: Feed, gate: Gate, stuck_s: float) -> None:
+        self._board, self._feed, self._gate, self._stuck_s = board, feed, gate, stuck_s
         self._guessing = asyncio.Lock()
 
     async def login(self, request: Request) -> Response:
@@ -117,7 +118,7 @@ class _Pages:
     async def events(self, _request: Request) -> Response:
         if (reader := self._feed.enter()) is None:
             return JSONResponse({"error": "too many are looking already"}, 503)
-        return _EventStream(self._feed, reader, self._told(reader))
+        return _EventStream(self._feed, reader, self._told(reader), self._stuck_s)
 
     async def _told(self, reader: Reader) -> AsyncIterator[bytes]:
         while True:
@@ -140,18 +141,18 @@ class _Pages:
 class _EventStream(StreamingResponse):
     """Until the browser goes, or takes nothing any more."""
 
-    def __init__(self, feed: Feed, reader: Reader, told: AsyncIterator[bytes]) -> None:
+    def __init__(self, feed: Feed, reader: Reader, told: AsyncIterator[bytes], stuck_s: float) -> None:
         super().__init__(told, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
-        self._feed, self._reader = feed, reader
+        self._feed, self._reader, self._stuck_s = feed, reader, stuck_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_or_give_up(message: Message) -> None:
-            await asyncio.wait_for(send(message), _STUCK_S)
+            await asyncio.wait_for(send(message), self._stuck_s)
 
         try:
             await super().__call__(scope, receive, send_or_give_up)
         except TimeoutError:
-            _log.info("dashboard.stuck", patience_s=_STUCK_S)
+            _log.info("dashboard.stuck", patience_s=self._stuck_s)
         finally:
             self._feed.leave(self._reader)
 
