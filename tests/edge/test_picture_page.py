@@ -161,6 +161,15 @@ def test_a_sound_has_a_row_with_its_times_and_its_peak(manifest: Manifest) -> No
     assert words[True][:2] == ["dog", began]
 
 
+def test_a_category_s_only_kind_has_no_row_beside_the_category_s(manifest: Manifest) -> None:
+    dog, barking = (
+        sound_event(0, kind="end"),
+        sound_event(1, kind="end", tag="8-1", name="dog-barking-whining"),
+    )
+    text = page(portrait_of(manifest, tags_event(0), dog, barking))
+    assert text.count("<tr data-from") == 1
+
+
 def test_an_hour_stays_below_two_megabytes(manifest: Manifest) -> None:
     """With a sound in every window, which no street has."""
     events = [

@@ -19,6 +19,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import groupby
+from operator import itemgetter
 
 from rich.text import Text
 
@@ -140,17 +142,16 @@ class _Paper:
         if columns < 1 or glance.now_db is None:
             return Text()
         full = self._place(glance, glance.now_db, columns)
-        mark = min(self._place(glance, glance.max_db or glance.now_db, columns), columns - 1)
+        peak_db = glance.now_db if glance.max_db is None else glance.max_db
+        mark = min(self._place(glance, peak_db, columns), columns - 1)
         ink, paper, needle = ("#", "-", "|") if self.is_ascii else ("█", "─", "│")
-        bar = Text()
-        for column in range(columns):
-            if column < full:
-                bar.append(ink, "green")
-            elif column == mark:
-                bar.append(needle, "bold")
-            else:
-                bar.append(paper, "dim")
-        return bar
+        bar = Text(ink * full, "green")
+        if mark < full:
+            return bar + Text(paper * (columns - full), "dim")
+        rest = Text.assemble(
+            (paper * (mark - full), "dim"), (needle, "bold"), (paper * (columns - mark - 1), "dim")
+        )
+        return bar + rest
 
     def _place(self, glance: Glance, db: float, columns: int) -> int:
         lowest = LOWEST_DB if glance.is_calibrated else LOWEST_DBFS
@@ -194,18 +195,17 @@ class _Paper:
         return Text("   -- " if p is None else f" {p:4.0%} ")
 
     def _cells(self, shown: list[TagsEvent], category: Category) -> Text:
-        cells = Text()
-        for event in shown:
-            cells.append_text(self._cell(event, category))
-        return cells
+        cells = [self._cell(event, category) for event in shown]
+        runs = groupby(cells, key=itemgetter(1))  # few pieces are drawn faster than many
+        return Text.assemble(*(("".join(mark for mark, _ in run), style) for style, run in runs))
 
-    def _cell(self, event: TagsEvent, category: Category) -> Text:
-        """A window: a bar as high as it is likely, in colour where it is active or likely."""
+    def _cell(self, event: TagsEvent, category: Category) -> tuple[str, str]:
+        """A window: a bar as high as it is likely, and its style, a colour where it is active or likely."""
         p = event.coarse.get(category.id)
         if event.verdict != "tagged" or p is None:
-            return Text(_UNTAGGED.get(event.verdict, " "), "dim")
+            return _UNTAGGED.get(event.verdict, " "), "dim"
         style = "bold green" if category.id in event.active else "green" if p > _LIKELY else "dim"
-        return Text(self.bars[min(int(p * len(self.bars)), len(self.bars) - 1)], style)
+        return self.bars[min(int(p * len(self.bars)), len(self.bars) - 1)], style
 
     def times(self, glance: Glance) -> list[Text]:
         """When the first and the last of the windows that are shown ended; what marks without a bar mean."""

@@ -149,17 +149,24 @@ def _untagged(portrait: Portrait) -> str:
 
 
 def _sounds(portrait: Portrait) -> str:
-    if not portrait.sounds:
+    sounds = [sound for sound in portrait.sounds if not _says_nothing_new(portrait, sound)]
+    if not sounds:
         return "<p>No tag reached its threshold.</p>"
     head = "".join(
         f"<th scope=col>{words}</th>" for words in ("sound", "begins", "ends", "lasts", "at most", "at")
     )
-    rows = "".join(_row(portrait, sound) for sound in portrait.sounds)
+    rows = "".join(_row(portrait, sound) for sound in sounds)
     more = f"<p>and {portrait.n_more_sounds:,} more</p>" if portrait.n_more_sounds else ""
     return (
         '<div class="scroll" tabindex="0" role="region" aria-label="Sounds">'
         f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>{more}"
     )
+
+
+def _says_nothing_new(portrait: Portrait, sound: Sound) -> bool:
+    """Whether it is of a category's only kind, and the category's own sound is there as well."""
+    coarse_id, dash, _ = sound.tag.partition("-")
+    return bool(dash) and portrait.model.taxonomy.category(coarse_id).single is not None
 
 
 def _row(portrait: Portrait, sound: Sound) -> str:
