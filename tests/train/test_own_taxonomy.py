@@ -35,11 +35,8 @@ TRAIN_README = Path(__file__).parents[2] / "train" / "README.md"
 COARSE = ["1", "2", "quay"]
 FINE = ["1-1", "1-2", "1-X", "2-1", "quay-crane", "quay-chain", "quay-X"]
 TINY = [
-    "root.table=2",
-    "root.precision=float32",
-    "root.epochs=1",
-    "branch.epochs=1",
-    "data.augmentation.variants=0",
+    *("root.table=2", "root.precision=float32", "root.epochs=1", "branch.epochs=1"),
+    *("data.augmentation.variants=0", "without_branches=['1']"),
 ]
 
 
@@ -122,12 +119,12 @@ def test_stats_count_the_citys_tags(edgetag: Edgetag, city: City) -> None:
 
 
 def test_a_run_remembers_whose_tags_it_tells(city: City) -> None:
-    """The whole taxonomy, and its name and hash; a branch for each category of several kinds."""
+    """The taxonomy, its name and hash; a branch where there are several kinds and the recipe has one."""
     assert read_taxonomy(city.run / "taxonomy.yaml") == read_taxonomy(city.data / "taxonomy.yaml")
     stated = json.loads((city.run / "provenance.json").read_text())["taxonomy"]
     assert stated == identity(read_taxonomy(city.data / "taxonomy.yaml"))
     nets = {path.stem for path in city.run.glob("*.pt")}
-    assert nets == {"root-coarse", "root-fine", "branch-1", "branch-quay"}
+    assert nets == {"root-coarse", "root-fine", "branch-quay"}
 
 
 def test_run_submission_and_report_speak_of_the_citys_tags(
@@ -167,7 +164,7 @@ def test_the_bundle_carries_the_taxonomy_and_scores_what_it_states(edgetag: Edge
 
 
 def test_a_replay_prints_the_citys_tags(city: City, tmp_path: Path) -> None:
-    """As JSON that the schema knows, and as a table with its columns."""
+    """As JSON that the schema knows, and as a spreadsheet with its columns."""
     how = ["replay", city.data / "audio" / "2.wav", "--bundle", city.bundle]
     [event] = map(json.loads, run_edgetag(*how, "--format", "json", state=tmp_path).splitlines())
     Draft202012Validator(json_schema("tags")).validate(event)
@@ -175,7 +172,6 @@ def test_a_replay_prints_the_citys_tags(city: City, tmp_path: Path) -> None:
     assert event["fine"]["2-1"] == event["coarse"]["2"]  # a single kind copies its category
     [row] = csv.DictReader(run_edgetag(*how, "--format", "csv", state=tmp_path).splitlines())
     assert float(row["quay_quay-work"]) == pytest.approx(event["coarse"]["quay"], abs=1e-4)
-    assert "quay-work" in run_edgetag(*how, "--format", "table", state=tmp_path)
 
 
 @needs_mosquitto
@@ -415,7 +411,7 @@ def taxonomies(draw: st.DrawFn) -> Taxonomy:
 
 
 @given(taxonomies())
-@settings(max_examples=40)
+@settings(max_examples=30)
 def test_every_taxonomy_survives_its_file_and_a_bundles_manifest(
     tmp_path_factory: pytest.TempPathFactory, taxonomy: Taxonomy
 ) -> None:
