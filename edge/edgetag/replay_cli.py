@@ -223,9 +223,10 @@ def _album(option: str, out: str, files: list[str]) -> "Album":
         return Album(option, places(option, out, files, PAGE_SUFFIXES), page.write)
     if importlib.util.find_spec("matplotlib") is None:
         raise InputError("--plot needs Matplotlib, which is not installed: pip install 'edgetag[plot]'")
+    found = places(option, out, files, PLOT_SUFFIXES)  # refused before anything slow is loaded
     from edgetag.picture import plot
 
-    return Album(option, places(option, out, files, PLOT_SUFFIXES), plot.draw)
+    return Album(option, found, plot.draw)
 
 
 @contextmanager

@@ -170,6 +170,15 @@ def test_a_category_s_only_kind_has_no_row_beside_the_category_s(manifest: Manif
     assert text.count("<tr data-from") == 1
 
 
+def test_a_bundle_that_took_over_is_named(manifest: Manifest) -> None:
+    """As a SIGHUP has it; a page of one bundle names no other."""
+    first = f"{manifest.name}@sha256:0123456789ab"
+    one = page(portrait_of(manifest, tags_event(0, model=first)))
+    two = page(portrait_of(manifest, tags_event(0, model=first), tags_event(1, model="other@sha256:ab")))
+    assert "<dt>then</dt>" not in one
+    assert "<dt>then</dt><dd>other@sha256:ab</dd>" in two
+
+
 def test_an_hour_stays_below_two_megabytes(manifest: Manifest) -> None:
     """With a sound in every window, which no street has."""
     events = [

@@ -200,6 +200,7 @@ def _about(portrait: Portrait) -> str:
         "windows": f"of {info.window_s:g} s, every {info.hop_s:g} s{merged}, each drawn where it is nearest",
         "level": f"{portrait.level_unit}; the spectrogram's decibels are relative to a mean square of 1",
         "bundle": f"{manifest.name} {manifest.version}, {info.variant}, sha256 {info.bundle_sha256}",
+        **({"then": ", ".join(portrait.others)} if portrait.others else {}),
         "summary": manifest.summary,
         "licence": manifest.licence,
         "taxonomy": info.taxonomy,

@@ -311,7 +311,7 @@ def _facts(portrait: Portrait) -> str:
     return "   ·   ".join(
         (
             f"{time_words(portrait.duration_s)}{whole} at {portrait.rate_hz:,} Hz",
-            f"{manifest.name} {manifest.version}, {info.variant}",
+            ", then ".join([f"{manifest.name} {manifest.version}, {info.variant}", *portrait.others]),
             f"windows of {info.window_s:g} s every {info.hop_s:g} s{merged}, each drawn where it is nearest",
             f"edgetag {info.edgetag}",
         )

@@ -8,7 +8,7 @@ from datetime import datetime
 from edgetag.capture.source import Block
 from edgetag.contract.errors import printable
 from edgetag.contract.event import Info, SoundEvent, TagsEvent
-from edgetag.contract.manifest import Manifest
+from edgetag.contract.manifest import Manifest, model_id
 from edgetag.contract.taxonomy import Tag, Taxonomy
 from edgetag.delivery.sink import Sink
 from edgetag.picture.spectrogram import Spectrogram, Spectrograph
@@ -53,6 +53,11 @@ class Model:
     def taxonomy(self) -> Taxonomy:
         return self.manifest.taxonomy
 
+    @property
+    def id(self) -> str:
+        """As events name it."""
+        return model_id(self.manifest.name, self.info.bundle_sha256)
+
 
 @dataclass(frozen=True, eq=False)
 class Portrait:
@@ -67,6 +72,7 @@ class Portrait:
         windows: in order.
         n_each: so many windows were made one, for want of room.
         sounds: in the order in which they began; `n_more_sounds` came after them.
+        model: what it was heard with at first; `others` took over.
     """
 
     name: str
@@ -80,6 +86,7 @@ class Portrait:
     sounds: list[Sound]
     n_more_sounds: int
     model: Model
+    others: list[str]
     is_calibrated: bool
 
     @property
@@ -162,13 +169,10 @@ class Sitting(Sink):
         self._spectrograph = Spectrograph(rate_hz)
         return self._spectrograph
 
-    def announce(self, info: Info) -> None:
-        """Another bundle hears from here on: the portrait names the last one."""
-        self._model = Model(info, self._model.manifest)
-
     def deliver(self, event: TagsEvent) -> None:
         """Keep one window."""
         self._is_calibrated = event.level.calibrated
+        self._heard_with[event.model] = None
         self._timeline.add(Heard.of(event, self._place_s(event.start), self._place_s(event.end)))
 
     def sound(self, event: SoundEvent) -> None:
@@ -194,6 +198,7 @@ class Sitting(Sink):
         self._start_utc_s = start_utc_s
         self._timeline, self._sounds = Timeline(), list[Sound]()
         self._n_more_sounds, self._is_calibrated = 0, False
+        self._heard_with: dict[str, None] = {}  # in order
 
     def _place_s(self, utc: str) -> float:
         """A time as the place in the recording; stamps are rounded to the millisecond."""
@@ -218,6 +223,7 @@ class Sitting(Sink):
             ),
             n_more_sounds=self._n_more_sounds,
             model=self._model,
+            others=[model for model in self._heard_with if model != self._model.id],
             is_calibrated=self._is_calibrated,
         )
 
