@@ -4,16 +4,21 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from structlog.testing import capture_logs
 
 from edgetag.contract.errors import InputError, OutputError
 from edgetag.contract.frontend import SAMPLE_RATE_HZ
+from edgetag.delivery.address import BrokerAddress
 from edgetag.demo.scene import street_scene
 from edgetag.demo.show import save_street
+from edgetag.demo.streets import SENSORS, Streets
+from edgetag.tagging.tagger import Tagger
 from fakes_dashboard import Running
 
 
@@ -60,3 +65,16 @@ def test_the_street_is_saved_as_it_was_heard(tmp_path: Path) -> None:
 def test_a_street_that_cannot_be_saved(tmp_path: Path, file: str, error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=said):
         save_street(tmp_path / file)
+
+
+def test_bundles_are_loaded_one_after_the_other() -> None:
+    """In the thread that enters: the process crashes where two are the first to read a bundle's card."""
+    loading: list[threading.Thread] = []
+
+    def load() -> Tagger:
+        loading.append(threading.current_thread())
+        return Tagger.load()
+
+    with capture_logs() as logs, Streets(BrokerAddress("127.0.0.1", 1), load):
+        assert loading == [threading.current_thread()] * len(SENSORS)
+    assert {log["event"] for log in logs} <= {"demo.sensor_ended"}  # there is no broker

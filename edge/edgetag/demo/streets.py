@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Self
 
@@ -79,17 +79,22 @@ class Streets:
 
     Args:
         address: of the broker they publish to.
+        load: what hears, one for each.
     """
 
-    def __init__(self, address: BrokerAddress) -> None:
+    def __init__(self, address: BrokerAddress, load: Callable[[], Tagger] = Tagger.load) -> None:
         self._address = address
+        self._load = load
         self._leaving = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._hear, args=(sensor, seed), name=sensor, daemon=True)
-            for seed, sensor in enumerate(SENSORS)
-        ]
+        self._threads: list[threading.Thread] = []
 
     def __enter__(self) -> Self:
+        """All are loaded here, one after the other: msgspec 0.22 reads from a null pointer where two threads
+        are the first to decode a type.
+        """
+        for seed, (sensor, tagger) in enumerate([(sensor, self._load()) for sensor in SENSORS]):
+            work = (sensor, seed, tagger)
+            self._threads.append(threading.Thread(target=self._hear, args=work, name=sensor, daemon=True))
         for thread in self._threads:
             thread.start()
         return self
@@ -102,14 +107,13 @@ class Streets:
         for thread in self._threads:
             thread.join(_LEAVE_S)
 
-    def _hear(self, sensor: str, seed: int) -> None:
+    def _hear(self, sensor: str, seed: int, tagger: Tagger) -> None:
         try:
-            self._publish(sensor, seed)
+            self._publish(sensor, seed, tagger)
         except EdgetagError as error:
             _log.error("demo.sensor_ended", sensor=sensor, reason=str(error))
 
-    def _publish(self, sensor: str, seed: int) -> None:
-        tagger = Tagger.load()
+    def _publish(self, sensor: str, seed: int, tagger: Tagger) -> None:
         stream = EventStream(tagger, sensor=sensor)
         source = EndlessSource(street_scene(seed).samples, SAMPLE_RATE_HZ, BEFORE_S, self._leaving)
         info = tagger.info(HOP_S)
