@@ -334,7 +334,7 @@ def test_a_picture_is_the_same_every_time(manifest: Manifest) -> None:
     st.floats(0.3, 40),
     st.booleans(),
 )
-@settings(deadline=None, max_examples=4)
+@settings(deadline=None, max_examples=3)
 def test_whatever_was_heard_can_be_drawn(
     manifest: Manifest, verdicts: list[str], level_db: float, seconds: float, is_calibrated: bool
 ) -> None:

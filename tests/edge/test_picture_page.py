@@ -35,9 +35,10 @@ def portrait_of(
     portraits: list[Portrait] = []
     sitting = Sitting(Model(bundle_info(), manifest), lambda _, portrait: portraits.append(portrait))
     with sitting.of("a", name, START_UTC_S, is_dated=is_dated):
-        listen, rng = sitting.listener(8000), np.random.default_rng(0)
+        listen = sitting.listener(8000)
+        noise = np.random.default_rng(0).normal(0, 0.1, (8000, 1)).astype(np.float32)
         for second in range(round(seconds)):
-            listen(Block(second * 8000, rng.normal(0, 0.1, (8000, 1)).astype(np.float32)))
+            listen(Block(second * 8000, noise))
         for event in events:
             (sitting.deliver if hasattr(event, "verdict") else sitting.sound)(event)
     (portrait,) = portraits
