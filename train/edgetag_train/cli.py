@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgetag.contract.errors import InputError
+from edgetag.contract.errors import InputError, install
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +61,7 @@ def _needs_extra() -> None:
     try:
         import torch as torch
     except ImportError:
-        raise InputError("the trainer is not installed: pip install 'edgetag[train]'") from None
+        raise InputError(f"the trainer is not installed: {install('train')}") from None
 
 
 @app.command()
@@ -108,7 +108,9 @@ def fit(
         list[str] | None, typer.Option("--set", help="Replace a recipe's value: root.epochs=20")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
-    device: Annotated[Device, typer.Option("--device")] = Device.auto,
+    device: Annotated[
+        Device, typer.Option("--device", help="Where to compute; auto is CUDA where torch finds it.")
+    ] = Device.auto,
     cache: CacheOption = None,
     skip_bad: SkipBadOption = False,
 ) -> None:
@@ -338,7 +340,9 @@ def teach(
         int, typer.Option("--mixtures", min=1, help="Ten-second mixtures to learn from.")
     ] = 20_000,
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over them.")] = 10,
-    seed: Annotated[int, typer.Option("--seed", min=0, max=2**62)] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, max=2**62, help="Draws weights, mixtures and their order.")
+    ] = 0,
     cache: CacheOption = None,
     skip_bad: SkipBadOption = False,
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from edgetag.contract.errors import InputError
+from edgetag.contract.errors import InputError, install
 
 app = typer.Typer(no_args_is_help=True, help="Fetch public data and weights (needs the extra 'train').")
 
@@ -42,7 +42,7 @@ def _needs_extra() -> None:
     try:
         import pooch as pooch
     except ImportError:
-        raise InputError("the trainer is not installed: pip install 'edgetag[train]'") from None
+        raise InputError(f"the trainer is not installed: {install('train')}") from None
 
 
 @app.command()

@@ -11,6 +11,7 @@ EdgetagError
 
 import os
 import pwd
+import sys
 from typing import ClassVar
 
 MAX_CHARACTERS = 4096  # a path may be that long
@@ -51,6 +52,15 @@ class OutputError(EdgetagError):
     """Events cannot be written where they were asked for: a full disk, a closed stdout."""
 
     exit_code = 5
+
+
+def install(extra: str) -> str:
+    """The command that brings an extra's libraries to the very Python that lacks them.
+
+    >>> install("plot").partition(" ")[2]
+    "-m pip install 'edgetag[plot]'"
+    """
+    return f"{sys.executable} -m pip install 'edgetag[{extra}]'"
 
 
 def first_line(error: Exception) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import ModuleType, TracebackType
 from typing import Any, Self
 
-from edgetag.contract.errors import InputError
+from edgetag.contract.errors import InputError, install
 
 HOST = "127.0.0.1"
 _LISTENER = "default"
@@ -168,7 +168,7 @@ def _import(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise InputError("the embedded broker needs amqtt: pip install 'edgetag[demo]'") from error
+        raise InputError(f"the embedded broker needs amqtt: {install('demo')}") from error
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetag.contract.errors import InputError
+from edgetag.contract.errors import InputError, install
 from edgetag.contract.frontend import (
     VGGISH_HOP_SAMPLES,
     VGGISH_N_PATCHES,
@@ -49,7 +49,7 @@ class Teacher:
         try:
             from ai_edge_litert.interpreter import Interpreter
         except ImportError:
-            raise InputError("LiteRT is not installed: pip install 'edgetag[teach]'") from None
+            raise InputError(f"LiteRT is not installed: {install('teach')}") from None
         self.columns = _columns(model.with_name(CLASS_MAP))
         try:
             self.sha256 = hashlib.sha256(model.read_bytes()).hexdigest()
