@@ -24,7 +24,8 @@ from edgetag.tagging.tagger import Tagger, hop_samples
 
 SENSORS = ("demo-1", "demo-2", "demo-3")
 HOP_S = 5.0
-BEFORE_S = 120.0  # so much of each street has already passed: there is something to see at once
+BEFORE_S = 240.0  # so much of each street has already passed: there is something to see at once
+_APART_S = 20  # what happens in one street has happened in the next one before
 _LEAVE_S = 5.0
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger("edgetag.demo")
@@ -115,7 +116,9 @@ class Streets:
 
     def _publish(self, sensor: str, seed: int, tagger: Tagger) -> None:
         stream = EventStream(tagger, sensor=sensor)
-        source = EndlessSource(street_scene(seed).samples, SAMPLE_RATE_HZ, BEFORE_S, self._leaving)
+        ahead = seed * _APART_S * SAMPLE_RATE_HZ
+        samples = np.roll(street_scene(seed).samples, -ahead)
+        source = EndlessSource(samples, SAMPLE_RATE_HZ, BEFORE_S, self._leaving)
         info = tagger.info(HOP_S)
         with MqttPublisher(self._address, sensor=sensor, info=info, boot_id=stream.boot) as publisher:
             run(
