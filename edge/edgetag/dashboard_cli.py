@@ -19,7 +19,7 @@ from edgetag.broker_options import (
     ended_on_signal,
     tls_of,
 )
-from edgetag.contract.errors import InputError
+from edgetag.contract.errors import InputError, install
 from edgetag.contract.event import DEFAULT_PREFIX
 from edgetag.terminal import print_text
 
@@ -102,7 +102,7 @@ def _check_installed() -> None:
 
     if missing := [name for name in ("starlette", "uvicorn") if find_spec(name) is None]:
         raise InputError(
-            f"the dashboard needs {' and '.join(missing)}, not installed: pip install 'edgetag[dashboard]'"
+            f"the dashboard needs {' and '.join(missing)}, not installed: {install('dashboard')}"
         )
 
 

@@ -1,6 +1,6 @@
 """`edgetag dashboard` in a real browser, headless Chromium, at a real broker.
 
-EDGETAG_SCREENSHOT=deploy/dashboard.png pytest tests/system/test_dashboard.py -k picture   draws that anew
+EDGETAG_SCREENSHOT=deploy/dashboard.png pytest tests/system/test_dashboard.py -k phone   draws that anew
 """
 
 import io
