@@ -50,7 +50,11 @@ class Card:
         manifest, names = self.manifest, {id: tag.name for id, tag in self.manifest.taxonomy.tags.items()}
         title = _text(f"{manifest.name} {manifest.version}", "bold")
         head = Text.assemble(title, "  ", _text(self.model, "dim"))
-        parts: list[RenderableType] = [head, _text(manifest.summary), *_section("Hears", _hears(manifest))]
+        parts: list[RenderableType] = [
+            head,
+            _text(manifest.summary),
+            *_section(f"Hears ({manifest.taxonomy.name})", _hears(manifest)),
+        ]
         parts += _section("How well", _stated(manifest.metrics, names))
         if manifest.parity is not None:
             parts += _section("What eight bits cost", _rows(_parity(manifest.parity, names)))
