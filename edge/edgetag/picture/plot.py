@@ -3,6 +3,7 @@
 import math
 import warnings
 from datetime import UTC, datetime, timedelta
+from itertools import groupby
 from typing import BinaryIO
 
 import numpy as np
@@ -31,6 +32,7 @@ MAX_TICKS = 14
 MAX_DOTTED = 150  # windows
 HEAD_INCHES = 0.8  # for the title
 MAX_NAME_CHARACTERS = 110
+FULL_HEIGHT = 0.86
 FAINT_HEIGHT = 0.3  # of a fine tag's bar that is below its threshold
 STYLE = {
     "axes.edgecolor": GREY,
@@ -175,13 +177,9 @@ def _has_dots(portrait: Portrait) -> bool:
 
 def _fine(axes: Axes, portrait: Portrait, tags: list[Tag]) -> None:
     """A row a tag, a bar where it is active, a thin one where its branch was asked and it is not."""
-    colours = colormaps[PROBABILITY_COLOURS]
     for row, tag in enumerate(tags):
-        for window, (start, end) in zip(portrait.windows, portrait.cells, strict=True):
-            height = _bar_height(window, tag)
-            if height:
-                colour = colours(window.probability[tag.id])
-                axes.add_patch(Rectangle((start, row - height / 2), end - start, height, color=colour, lw=0))
+        for height in (FULL_HEIGHT, FAINT_HEIGHT):
+            _bars(axes, portrait, tag, row, height)
     _rows(axes, tags, [tag.name for tag in tags])
     if tags:
         axes.grid(axis="y", color="#eeeeee", linewidth=0.6)
@@ -193,28 +191,60 @@ def _fine(axes: Axes, portrait: Portrait, tags: list[Tag]) -> None:
     _mark_untagged(axes, portrait, max(len(tags), 1))
 
 
+def _bars(axes: Axes, portrait: Portrait, tag: Tag, row: int, height: float) -> None:
+    """One tag's bars of one height, as one artist: thousands would be slow."""
+    bars = [
+        ((start, end - start), window.probability[tag.id])
+        for window, (start, end) in zip(portrait.windows, portrait.cells, strict=True)
+        if _bar_height(window, tag) == height
+    ]
+    if bars:
+        spans, probabilities = zip(*bars, strict=True)
+        colours = colormaps[PROBABILITY_COLOURS](probabilities)
+        axes.broken_barh(spans, (row - height / 2, height), facecolors=colours, linewidth=0)
+
+
 def _bar_height(window: Heard, tag: Tag) -> float:
+    if tag.id not in window.probability:
+        return 0.0
     if tag.id in window.active:
-        return 0.86
-    was_asked = tag.id.partition("-")[0] in window.refined
-    return FAINT_HEIGHT if was_asked and tag.id in window.probability else 0.0
+        return FULL_HEIGHT
+    return FAINT_HEIGHT if tag.id.partition("-")[0] in window.refined else 0.0
 
 
 def _mark_untagged(axes: Axes, portrait: Portrait, n_rows: int) -> None:
-    """Windows that no net was asked about, over all rows."""
-    for window, (start, end) in zip(portrait.windows, portrait.cells, strict=True):
-        if window.verdict in UNTAGGED:
-            axes.add_patch(
-                Rectangle(
-                    (start, -0.5),
-                    end - start,
-                    n_rows,
-                    facecolor=PALE,
-                    edgecolor="#8a8a8a",
-                    hatch=HATCHES[window.verdict],
-                    linewidth=0,
+    """Windows that no net was asked about, over all rows; those that touch are one patch."""
+    told = zip(portrait.windows, portrait.cells, strict=True)
+    for verdict, run in groupby(told, key=lambda each: each[0].verdict):
+        spans = [span for _, span in run]
+        if verdict in UNTAGGED:
+            for start, end in _joined(spans):
+                axes.add_patch(
+                    Rectangle(
+                        (start, -0.5),
+                        end - start,
+                        n_rows,
+                        facecolor=PALE,
+                        edgecolor="#8a8a8a",
+                        hatch=HATCHES[verdict],
+                        linewidth=0,
+                    )
                 )
-            )
+
+
+def _joined(spans: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The same with those that touch made one.
+
+    >>> _joined([(0, 5), (5, 7), (9, 10)])
+    [(0, 7), (9, 10)]
+    """
+    joined: list[tuple[float, float]] = []
+    for start, end in spans:
+        if joined and joined[-1][1] == start:
+            joined[-1] = joined[-1][0], end
+        else:
+            joined.append((start, end))
+    return joined
 
 
 def _explain_untagged(axes: Axes, portrait: Portrait) -> None:
