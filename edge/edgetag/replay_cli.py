@@ -27,7 +27,7 @@ from edgetag.assembly import (
     replaced_on_hangup,
     settings_with,
 )
-from edgetag.contract.errors import InputError
+from edgetag.contract.errors import InputError, install
 from edgetag.contract.event import DEFAULT_PREFIX
 from edgetag.contract.frontend import SAMPLE_RATE_HZ
 from edgetag.terminal import print_text
@@ -222,7 +222,7 @@ def _album(option: str, out: str, files: list[str]) -> "Album":
 
         return Album(option, places(option, out, files, PAGE_SUFFIXES), page.write)
     if importlib.util.find_spec("matplotlib") is None:
-        raise InputError("--plot needs Matplotlib, which is not installed: pip install 'edgetag[plot]'")
+        raise InputError(f"--plot needs Matplotlib, which is not installed: {install('plot')}")
     found = places(option, out, files, PLOT_SUFFIXES)  # refused before anything slow is loaded
     from edgetag.picture import plot
 
@@ -434,7 +434,7 @@ def _spread_to(cluster: str | None, out: Path | None, beside: Mapping[str, objec
             f"{given[0]} does nothing with --cluster, which writes JSON lines to --out; leave it out"
         )
     if importlib.util.find_spec("distributed") is None:
-        raise InputError("--cluster needs Dask, which is not installed: pip install 'edgetag[cluster]'")
+        raise InputError(f"--cluster needs Dask, which is not installed: {install('cluster')}")
     return cluster, out.absolute()
 
 

@@ -261,3 +261,27 @@ def test_a_taxonomy_of_ones_own_gets_its_own_columns() -> None:
         "UTC                LAeq  chick cow  heard",
         "10:00:00     63.2 dB(A)  ███        chicken 90%",
     ]
+
+
+def first_line(taxonomy: Taxonomy, width: int = 120) -> str:
+    stream = io.StringIO()
+    with Table(Console(file=stream, width=width), taxonomy) as sink:
+        sink.deliver(
+            tags_event(coarse=dict.fromkeys(taxonomy.coarse_ids, 0.9), fine={}, refined=[], active=[])
+        )
+    return next(line for line in stream.getvalue().splitlines() if line.startswith("UTC"))
+
+
+def farm_of(names: dict[str, str]) -> Taxonomy:
+    return Taxonomy.from_names("farm", names, {id: {"1": f"kind-of-{name}"} for id, name in names.items()})
+
+
+def test_bars_have_names_where_these_can_be_told_apart() -> None:
+    """Five letters may not be enough; a dash is no end of a name."""
+    assert first_line(farm_of({"1": "hen-house", "2": "quay-work"})).split()[2:] == ["hen-h", "quay", "heard"]
+    assert first_line(farm_of({"1": "young-goat", "2": "young-hen"})).split()[2:] == ["1", "2", "heard"]
+
+
+def test_more_categories_than_there_is_room_for_have_no_bars() -> None:
+    many = farm_of({f"animal{k}": f"{k}-animal" for k in range(29)})
+    assert first_line(many).split() == ["UTC", "LAeq", "heard"]

@@ -5,7 +5,7 @@ EdgetagError
 ├── InputError     exit code 2   usage, a recording, samples
 ├── BundleError    exit code 3   a bundle that must not be loaded
 ├── NetworkError   exit code 4   a broker or a download that cannot be reached or refuses
-└── OutputError    exit code 5   stdout that cannot be written
+└── OutputError    exit code 5   stdout, or a file that was asked for, that cannot be written
 ```
 """
 
@@ -49,7 +49,7 @@ class NetworkError(EdgetagError):
 
 
 class OutputError(EdgetagError):
-    """Events cannot be written where they were asked for: a full disk, a closed stdout."""
+    """Events or pictures cannot be written where they were asked for: a full disk, a closed stdout."""
 
     exit_code = 5
 

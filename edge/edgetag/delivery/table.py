@@ -99,7 +99,7 @@ class Table(Sink):
     def _cells(self, layout: "_Layout", event: TagsEvent) -> Text:
         """Time, level and bars: as wide in every row."""
         cells = Text(f"{event.start[11:19]} {_level(event.level):>{_LEVEL_COLUMNS}} ")
-        for category, name in zip(self._taxonomy.categories, layout.bar_names, strict=True):
+        for category, name in zip(self._taxonomy.categories, layout.bar_names, strict=False):
             cells.append(" ")
             cells.append_text(self._bar(event.coarse.get(category.id), layout.bar_columns, len(name)))
         return cells
@@ -128,7 +128,9 @@ class Table(Sink):
 
 @dataclass(frozen=True)
 class _Layout:
-    """Fixed for the whole table: one header per bar, and how much of its cell a bar fills."""
+    """Fixed for the whole table: one header per bar, and how much of its cell a bar fills. No bars at all where
+    there are more categories than the terminal has room for.
+    """
 
     named: bool
     bar_names: tuple[str, ...]
@@ -136,10 +138,12 @@ class _Layout:
 
     @classmethod
     def fitting(cls, width_columns: int, taxonomy: Taxonomy) -> "_Layout":
-        if width_columns < WIDE_COLUMNS:
-            return cls(False, taxonomy.coarse_ids, 1)
-        names = (short_name(category) for category in taxonomy.categories)
-        return cls(True, tuple(f"{name:{_NAMED_BAR_COLUMNS}}" for name in names), _NAMED_BAR_COLUMNS)
+        names = [f"{short_name(category):{_NAMED_BAR_COLUMNS}}" for category in taxonomy.categories]
+        named = cls(True, tuple(names), _NAMED_BAR_COLUMNS)
+        numbered = cls(False, taxonomy.coarse_ids, 1)
+        if width_columns >= WIDE_COLUMNS and len(set(names)) == len(names) and named.columns <= width_columns:
+            return named
+        return numbered if numbered.columns <= max(width_columns, WIDE_COLUMNS) else cls(True, (), 0)
 
     @property
     def columns(self) -> int:
@@ -162,7 +166,7 @@ def level_unit(is_calibrated: bool) -> str:
 
 def short_name(category: Category) -> str:
     """A category's name in at most five columns."""
-    return _SHORT_NAMES.get(category.name, category.name[:5])
+    return _SHORT_NAMES.get(category.name, category.name[:5].rstrip("-"))
 
 
 def sound_words(event: SoundEvent) -> str:
