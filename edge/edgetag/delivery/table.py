@@ -128,8 +128,9 @@ class Table(Sink):
 
 @dataclass(frozen=True)
 class _Layout:
-    """Fixed for the whole table: one header per bar, and how much of its cell a bar fills. No bars at all where
-    there are more categories than the terminal has room for.
+    """Fixed for the whole table: one header per bar, and how much of its cell a bar fills.
+
+    No bars at all where there are more categories than the terminal has room for.
     """
 
     named: bool
