@@ -388,6 +388,22 @@ def test_one_variant_may_ship_alone(run: Path, data: Path, cache: Path, tmp_path
     assert (manifest.parity is not None) == (variant == "int8")
 
 
+def test_a_manifest_is_of_the_nets_as_they_ship(data: Path, cache: Path, tmp_path: Path) -> None:
+    """Table 1's large convolution is written in blocks once it has been scored, which changes the file."""
+    recipe = read_recipe("cnn", ("root.epochs=1", "root.batch=4", "data.augmentation.variants=0"))
+    fit_system(recipe, prepare(recipe.data, data, cache), tmp_path / "run")
+    export_run(tmp_path / "run", data, tmp_path / "b", ("fp32",), ABOUT, cache=cache)
+    Tagger.load(tmp_path / "b", "fp32")
+    kernels = [
+        tuple(attribute.ints)
+        for node in onnx.load(tmp_path / "b" / "root.fp32.onnx").graph.node
+        for attribute in node.attribute
+        if attribute.name == "kernel_shape"
+    ]
+    assert (4, 8) in kernels
+    assert (16, 128) not in kernels
+
+
 def test_int8_that_costs_too_much_is_refused(hurt: Path, data: Path, cache: Path, tmp_path: Path) -> None:
     """The older bundle stays, byte for byte, and nothing lies beside it. By force it may go, and says so."""
     out = tmp_path / "bundle"

@@ -159,13 +159,13 @@ def export_run(
             calibration = draw(prepared.train, run.recipe.seed, run.taxonomy)
             parity, scored["int8"] = _write_int8(draft, calibration, judges, scored["fp32"])
             _refuse_or_warn(parity, force=force)
-        for net in nets:
-            hasten(draft.path(net, "fp32"))
-        for variant in set(VARIANTS) - set(variants):
-            draft.drop(variant)
         metrics = _metrics(scored[variants[-1]], thresholds)
         if quiet := _quiet_hour(folder, variants[-1], run, data):
             metrics["false_alarms_in_an_hour_of_background"] = quiet
+        for net in nets:
+            hasten(draft.path(net, "fp32"))  # other bytes than were stated: nothing loads until they are anew
+        for variant in set(VARIANTS) - set(variants):
+            draft.drop(variant)
         draft.state(variants, metrics=metrics, parity=parity, training=_training(run, data, note))
         for variant in variants:
             Tagger.load(folder, variant)
