@@ -1,4 +1,4 @@
-"""A subscriber in thirty lines: every window and sound of every sensor once, as a line of JSON on stdout.
+"""A subscriber in forty lines: every window and sound of every sensor once, as a line of JSON on stdout.
 
     pip install paho-mqtt
     python subscriber.py broker.example 1883
@@ -44,8 +44,13 @@ def main(host: str, port: int) -> None:
     client.on_connect = lambda client, *_: client.subscribe(TOPICS)  # again after a reconnect
     session = Properties(PacketTypes.CONNECT)
     session.SessionExpiryInterval = DAY_S
-    client.connect(host, port, clean_start=False, properties=session)
-    client.loop_forever()  # reconnects by itself
+    try:
+        client.connect(host, port, clean_start=False, properties=session)
+        client.loop_forever()  # reconnects by itself
+    except OSError as error:
+        sys.exit(f"no broker at {host}:{port}: {error}")
+    except KeyboardInterrupt:
+        client.disconnect()
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from edgetag.assembly import complain
 from edgetag.bench_cli import bench
 from edgetag.bundle_cli import app as bundle_app
 from edgetag.config_cli import app as config_app
-from edgetag.contract.errors import EdgetagError
+from edgetag.contract.errors import EdgetagError, printable
 from edgetag.dashboard_cli import PORT as DASHBOARD_PORT
 from edgetag.dashboard_cli import dashboard as serve_dashboard
 from edgetag.dashboard_cli import demonstrate
@@ -101,6 +101,7 @@ def demo(
         from edgetag.demo.show import save_street
 
         save_street(save)
+        print_text(f"{printable(str(save))} is a minute of synthetic street")
     if dashboard:
         demonstrate(port)
         return

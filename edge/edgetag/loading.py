@@ -37,12 +37,17 @@ class Loaded(NamedTuple):
     def rules(self) -> dict[str, Rule]:
         """When a tag's sound begins and ends.
 
+        A category's only kind is as likely as the category, whose sound is told; its own only where it has a
+        rule of its own.
+
         Raises:
             InputError: the settings have a rule for a tag that the bundle does not have.
         """
         events, thresholds = self.settings.events, self.tagger.thresholds
+        only = {category.single.id for category in self.tagger.taxonomy.categories if category.single}
+        told = {id: on for id, on in thresholds.items() if id not in only or id in events.tags}
         return rules_of(
-            thresholds, off_ratio=events.off_ratio, min_duration_s=events.min_duration_s, tags=events.tags
+            told, off_ratio=events.off_ratio, min_duration_s=events.min_duration_s, tags=events.tags
         )
 
 

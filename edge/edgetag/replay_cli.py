@@ -27,7 +27,7 @@ from edgetag.assembly import (
     replaced_on_hangup,
     settings_with,
 )
-from edgetag.contract.errors import InputError, install
+from edgetag.contract.errors import InputError, install, printable
 from edgetag.contract.event import DEFAULT_PREFIX
 from edgetag.contract.frontend import SAMPLE_RATE_HZ
 from edgetag.terminal import print_text
@@ -70,7 +70,7 @@ def replay(
         ),
     ] = None,
     format: Annotated[
-        Format | None, typer.Option("--format", help="What to print; json if nothing is published.")
+        Format | None, typer.Option("--format", help="What to print; json if nothing is published or drawn.")
     ] = None,
     mqtt: Annotated[
         str | None,
@@ -272,6 +272,7 @@ def _replay(
     if start_utc_s is not None:
         check_start(start_utc_s)
     loader, n_failed = Loader(read, state_directory()), 0
+    format = format or (None if mqtt or albums else Format.json)
     with ExitStack() as stack:
         replacement = stack.enter_context(replaced_on_hangup(loader)) if workers is None else None
         loaded, refusal = loader.load_or_previous()
@@ -285,7 +286,7 @@ def _replay(
         sink = stack.enter_context(_sink(loaded, stream, format, mqtt, prefix, hop_s, sitting))
         if refusal:
             watch.refused(refusal)
-        progress = is_terminal(sys.stderr) and not (is_terminal(sys.stdout) and (format or not mqtt))
+        progress = is_terminal(sys.stderr) and not (is_terminal(sys.stdout) and format)
         if workers is None:
             analyse = analyser(stream, sink, watch, sounds, replacement, hop_s)
             heard = _hear_here(files, analyse, hop_samples, sitting, realtime=realtime, progress=progress)
@@ -299,7 +300,20 @@ def _replay(
             except InputError as error:
                 complain(error)
                 n_failed += 1
+    if is_terminal(sys.stderr):
+        _say_what_became(stream, mqtt, prefix, albums)
     return n_failed
+
+
+def _say_what_became(stream: "EventStream", mqtt: str | None, prefix: str, albums: "list[Album]") -> None:
+    """For a person: nothing else tells that what went elsewhere has arrived."""
+    from edgetag.delivery.address import parse_url
+
+    if mqtt is not None:
+        windows = f"{stream.n_events} window{'' if stream.n_events == 1 else 's'}"
+        typer.echo(f"{windows} published to {parse_url(mqtt)} under {prefix}/{stream.sensor}/", err=True)
+    for path in (path for album in albums for path in album.drawn):
+        typer.echo(f"{printable(str(path))} written", err=True)
 
 
 def _n_processes(jobs: int, files: list[str], *, realtime: bool) -> int:
@@ -499,7 +513,7 @@ def _sink(
     hop_s: float,
     sitting: "Sitting | None",
 ) -> "Sink":
-    """Where events go: to the broker if there is one, to stdout if a format is named or there is none."""
+    """Where events go: to the broker if there is one, to stdout if a format is named."""
     from edgetag.delivery.sink import Tee
 
     sinks: list[Sink] = []
@@ -519,10 +533,10 @@ def _sink(
                 how=dataclasses.replace(connecting(loaded.settings), session_expiry_s=0),
             )
         )
-    if format is not None or mqtt is None:
+    if format is not None:
         from edgetag.delivery.stdout import Stdout
 
-        sinks.append(Stdout(printer(loaded.tagger.taxonomy, format or Format.json), may_leave=bool(sinks)))
+        sinks.append(Stdout(printer(loaded.tagger.taxonomy, format), may_leave=bool(sinks)))
     return Tee([*([] if sitting is None else [sitting]), *sinks])
 
 

@@ -185,7 +185,7 @@ def _at(rate_hz: int, n_channels: int = 1) -> Callable[[Path], object]:
         ("missing.wav", _nothing, "there is no such file; give a WAV, FLAC, OGG or MP3 file"),
         ("folder", Path.mkdir, "this is a directory, a file is expected; give the files in it"),
         ("pipe.wav", os.mkfifo, "this is a pipe or device, a file is expected; read it from standard input"),
-        ("empty.wav", Path.touch, "the file is empty, WAV, FLAC, OGG or MP3 is expected; convert or copy"),
+        ("empty.wav", Path.touch, "the file is empty, WAV, FLAC, OGG or MP3 is expected; copy it"),
         ("text.wav", lambda path: path.write_text("hello\n" * 99), "no audio is found in it"),
         ("text.mp3", lambda path: path.write_text("hello\n" * 99), "no audio is found in it"),
         (

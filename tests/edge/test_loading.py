@@ -9,7 +9,7 @@ import pytest
 from edgetag import Tagger
 from edgetag.config import BundleSettings, RuntimeSettings, Settings
 from edgetag.contract.errors import BundleError, InputError
-from edgetag.loading import Loader
+from edgetag.loading import Loaded, Loader
 from edgetag.state import state_directory
 from edgetag.tagging.signature import create_keys
 from edgetag.tagging.store import BundleStore
@@ -72,7 +72,7 @@ def test_a_path_that_is_asked_for_is_that_or_nothing(tmp_path: Path) -> None:
     store = BundleStore(tmp_path / "bundles")
     for p in (0.1, 0.2):
         store.install(bundle(tmp_path, p))
-    with pytest.raises(BundleError, match="is missing"):
+    with pytest.raises(BundleError, match="there is no bundle"):
         loader(tmp_path, settings(tmp_path / "nowhere")).load_or_previous()
     current = store.current()
     assert current is not None
@@ -123,3 +123,15 @@ def test_the_state_directory_without_a_word(monkeypatch: pytest.MonkeyPatch) -> 
     assert state_directory({}) == Path("/home/x/.local/state/edgetag")
     monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError()))
     assert state_directory({}) == Path("/var/lib/edgetag")
+
+
+def test_an_only_kind_is_told_as_its_category(tmp_path: Path) -> None:
+    """
+    8    ..####..    a sound
+    8-1  ..####..    the same; one only where it has a rule of its own
+    """
+    tagger = Tagger.load(bundle(tmp_path, 0.5))
+    told = Loaded(tagger, Settings()).rules().keys()
+    assert tagger.thresholds.keys() - told == {"3-1", "8-1"}
+    own = msgspec.convert({"events": {"tags": {"8-1": {"on": 0.9}}}}, Settings)
+    assert Loaded(tagger, own).rules()["8-1"].on == 0.9

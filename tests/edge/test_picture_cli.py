@@ -1,6 +1,8 @@
 """`edgetag replay --plot` and `--html`: where pictures go, and what is refused before anything is heard."""
 
 import json
+import os
+import pty
 import signal
 import subprocess
 import sys
@@ -55,8 +57,8 @@ def left(folder: Path) -> set[str]:
 def test_a_picture_beside_the_events(
     edgetag: Run, street: Path, tmp_path: Path, option: str, suffix: str, magic: bytes
 ) -> None:
-    """The events are as without it, but for the clock; nothing else is left behind."""
-    with_picture, without = edgetag(street, option, f"a.{suffix}"), edgetag(street)
+    """The events are as without it, but for the clock; nothing else is left behind, and nothing is said."""
+    with_picture, without = edgetag(street, option, f"a.{suffix}", "--format", "json"), edgetag(street)
     assert (with_picture.returncode, with_picture.stderr) == (0, "")
     heard = [
         [json.loads(line)["coarse"] for line in done.stdout.splitlines()] for done in (with_picture, without)
@@ -64,6 +66,13 @@ def test_a_picture_beside_the_events(
     assert heard[0] == heard[1]
     assert left(tmp_path) == {f"a.{suffix}"}
     assert (tmp_path / f"a.{suffix}").read_bytes().startswith(magic)
+
+
+def test_a_picture_alone_is_all_there_is(edgetag: Run, street: Path, tmp_path: Path) -> None:
+    """No events over the terminal, unless they are asked for."""
+    done = edgetag(street, "--html", "a.html")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert left(tmp_path) == {"a.html"}
 
 
 def test_a_page_names_the_recording_and_not_its_folder(edgetag: Run, street: Path, tmp_path: Path) -> None:
@@ -175,7 +184,7 @@ def test_what_was_heard_until_ctrl_c_is_drawn(
 ) -> None:
     command = [sys.executable, "-m", "edgetag", "replay", "--realtime", "street.wav", "--bundle", str(bundle)]
     process = subprocess.Popen(
-        [*command, option, f"a.{suffix}"],
+        [*command, option, f"a.{suffix}", "--format", "json"],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -203,3 +212,24 @@ def test_a_full_disk_leaves_what_was_there(
     refused(done, 5, f"a.{suffix} cannot be written")
     assert (tmp_path / f"a.{suffix}").read_text() == "before"
     assert left(tmp_path) == {f"a.{suffix}"}
+
+
+def test_a_person_is_told_where_the_picture_is(bundle: Path, street: Path, tmp_path: Path) -> None:
+    """On stderr, if that is a terminal."""
+    terminal, end = pty.openpty()
+    command = [
+        sys.executable,
+        "-m",
+        "edgetag",
+        "replay",
+        "street.wav",
+        "--bundle",
+        bundle,
+        "--html",
+        "a.html",
+    ]
+    subprocess.run(command, cwd=tmp_path, check=True, stdout=subprocess.PIPE, stderr=end, timeout=60)
+    os.close(end)
+    said = os.read(terminal, 1 << 16).decode()
+    os.close(terminal)
+    assert said.splitlines()[-1].endswith("a.html written")

@@ -371,8 +371,12 @@ def _open_decoder(file: io.FileIO, name: str) -> soundfile.SoundFile:
                 return _Forward(target, closefd=False)
     file.seek(0)
     empty = os.fstat(file.fileno()).st_size == 0
-    found = "the file is empty" if empty else "no audio is found in it"
-    raise InputError(f"{name}: {found}, WAV, FLAC, OGG or MP3 is expected; convert or copy it again")
+    if empty:
+        raise InputError(f"{name}: the file is empty, WAV, FLAC, OGG or MP3 is expected; copy it again")
+    raise InputError(
+        f"{name}: no audio is found in it that is WAV, FLAC, OGG or MP3; if it is another kind, "
+        f"`ffmpeg -i {name} street.wav` makes a WAV of it"
+    )
 
 
 def _announced_wav_frames(file: io.FileIO) -> int | None:

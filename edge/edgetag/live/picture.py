@@ -229,7 +229,9 @@ class _Paper:
     def heard(self, glance: Glance) -> Iterator[Text]:
         """The latest window in words."""
         if not glance.windows:
-            yield Text("the first window takes ten seconds", "dim")
+            is_hearing = glance.state in ("online", "degraded")
+            waiting = "the first window takes ten seconds" if is_hearing else "waiting for it; Ctrl-C ends"
+            yield Text(waiting, "dim")
             return
         for group in heard(glance.taxonomy, glance.windows[-1]):
             yield from fill(group, self.columns)

@@ -1,7 +1,7 @@
 """The pictures that a replay was asked for, each drawn when its recording ends."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,11 +22,13 @@ class Album:
         option: that asked for them.
         places: by recording.
         draw: writes one; its format is the file's suffix.
+        drawn: those that are there, in their order.
     """
 
     option: str
     places: Mapping[str, Path]
     draw: Draw
+    drawn: list[Path] = field(default_factory=list)
 
     def add(self, file: str, portrait: Portrait) -> None:
         """Draw one; the file is there whole, or as it was.
@@ -40,3 +42,4 @@ class Album:
                 self.draw(portrait, stream, path.suffix.lower().removeprefix("."))
         except OSError as error:
             raise unwritable(self.option, path, error) from error
+        self.drawn.append(path)
