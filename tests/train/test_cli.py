@@ -8,16 +8,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 import pytest
 import structlog
 import typer
 
+from edgetag import Tagger
 from edgetag.cli import main
 from edgetag.contract.taxonomy import SONYC_UST
 from edgetag_train.cli import app as train_app
 from edgetag_train.fetch_cli import app as fetch_app
 from edgetag_train.predictions import read_predictions
+from edgetag_train.sentences import exported, fitted
 from fakes_dataset import write_clips, write_streets
 
 TRAIN_README = Path(__file__).parents[2] / "train" / "README.md"
@@ -80,7 +83,8 @@ def test_from_a_table_to_a_report_and_a_bundle(
     assert "1 engine" in edgetag("train", "stats", data).out
 
     run, source = tmp_path / "run", ["--data", data]
-    assert edgetag("train", "fit", "hierarchical2_cnn", *source, "--out", run, *TINY, *BRANCHES).code == 0
+    begun = edgetag("train", "fit", "hierarchical2_cnn", *source, "--out", run, *TINY, *BRANCHES)
+    assert begun.code == 0, begun.err
     assert {path.stem for path in run.glob("*.pt")} == {"root-coarse", "root-fine", "branch-1", "branch-5"}
 
     table = tmp_path / "predictions.csv"
@@ -94,9 +98,10 @@ def test_from_a_table_to_a_report_and_a_bundle(
     submitted = json.loads(edgetag("train", "evaluate", table, *source).out)
     assert submitted == figures
 
-    bundle = tmp_path / "bundle"
-    exported = edgetag("train", "export", run, *source, "--out", bundle, "--licence", "CC0", "--force")
-    assert exported.code == 0, exported.err
+    monkeypatch.chdir(tmp_path)
+    bundle = tmp_path / "my-bundle"
+    both = edgetag(*advised(begun, f"{run} is finished; next: "), "--force")
+    assert both.code == 0, both.err
     assert {path.name for path in bundle.glob("root.*")} == {"root.fp32.onnx", "root.int8.onnx"}
     only = edgetag("train", "export", run, *source, "--out", bundle, "--only", "fp32")
     assert only.code == 0, only.err
@@ -105,8 +110,55 @@ def test_from_a_table_to_a_report_and_a_bundle(
     assert published["recordings"] == 4
     assert edgetag("train", "report", run, "--out", tmp_path / "report.html").code == 0
     assert "Hierarchical2" in (tmp_path / "report.html").read_text()
-    heard = edgetag("replay", data / "audio" / "0.wav", "--bundle", bundle)
-    assert json.loads(heard.out)["verdict"] == "tagged"
+    size_mb = sum(file.stat().st_size for file in bundle.glob("*.[on]*")) / 1e6
+    stated = json.loads(edgetag("bundle", "inspect", bundle, "--json").out)["metrics"]["coarse_micro_auprc"]
+    said = (
+        f"{bundle}: 3 nets in fp32, {size_mb:.1f} MB; coarse micro AUPRC {stated:.2f} on 4 recordings; try: "
+    )
+    command = [{"RECORDING": str(data / "audio" / "0.wav")}.get(word, word) for word in advised(only, said)]
+    assert json.loads(edgetag(*command).out)["verdict"] == "tagged"
+
+
+def advised(said: Said, before: str) -> list[str]:
+    """The command that a step's last sentence ends with, less `edgetag`."""
+    last = said.err.splitlines()[-1]
+    assert last.startswith(before), last
+    name, *words = shlex.split(last.removeprefix(before))
+    assert name == "edgetag"
+    return words
+
+
+def test_the_next_command_has_what_this_one_was_given(tmp_path: Path) -> None:
+    """Every option that `export` needs as `fit` did, in a shell's quotes, however folders are named."""
+    names = ("it's a run", "my data", "an embedding", "$cache")
+    run, data, embedding, cache = folders = [tmp_path / name for name in names]
+    for folder in folders:
+        folder.mkdir()
+    sentence = fitted(run, data, embedding, cache, skip_bad=True)
+    export = typer.main.get_command(train_app).commands["export"]
+    _, group, name, *words = shlex.split(sentence.partition("; next: ")[2])
+    given = {option: str(value) for option, value in export.make_context(name, words).params.items()}
+    assert (group, name) == ("train", "export")
+    expected = {"run": run, "data": data, "embedding": embedding, "cache": cache, "skip_bad": True}
+    assert {option: str(value) for option, value in expected.items()}.items() <= given.items()
+    plain = fitted(run, data, None, None, skip_bad=False)
+    assert not any(option in plain for option in ("--embedding", "--cache", "--skip-bad"))
+
+
+@pytest.mark.parametrize(
+    ("auprc", "n", "said"),
+    [
+        (None, 1, "no coarse tag in 1 recording to score it by; try: edgetag replay RECORDING"),
+        (0.7368, 63, "coarse micro AUPRC 0.74 on 63 recordings; try: edgetag replay RECORDING"),
+    ],
+)
+def test_a_bundle_that_could_not_be_scored_is_told_as_such(auprc: float | None, n: int, said: str) -> None:
+    """Of the bundle that ships, whose nets are an embedding, a root and five branches in eight bits."""
+    shipped = Tagger.load(variant="int8").bundle.manifest
+    metrics = {"recordings": n, "coarse_micro_auprc": auprc}
+    sentence = exported(Path("b"), msgspec.structs.replace(shipped, metrics=metrics))
+    assert sentence.startswith("b: 7 nets in ")
+    assert sentence.endswith(f"{said} --bundle b")
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,7 @@ def fit(
     from edgetag_train.fit.stopping import Stopped
     from edgetag_train.fit.system import fit_system
     from edgetag_train.recipe import read_recipe
+    from edgetag_train.sentences import fitted
 
     read = read_recipe(recipe, overrides or [])
     taxonomy = read_dataset_taxonomy(data)
@@ -161,6 +162,7 @@ def fit(
     except Stopped as stopped:
         typer.echo(f"edgetag: {stopped}; go on with --resume", err=True)
         raise typer.Exit(stopped.exit_code) from None
+    typer.echo(fitted(out, data, embedding, cache, skip_bad=skip_bad), err=True)
 
 
 @app.command()
@@ -258,13 +260,14 @@ def export(
     from edgetag.contract.manifest import VARIANTS
     from edgetag_train.data.features import default_cache
     from edgetag_train.export import export_run
+    from edgetag_train.sentences import exported
 
     about = {
         "version": version or datetime.now(UTC).strftime("%Y.%m.%d"),
         "licence": licence,
         "summary": summary,
     }
-    export_run(
+    manifest = export_run(
         run,
         data,
         out,
@@ -277,6 +280,7 @@ def export(
         skip_bad=skip_bad,
         force=force,
     )
+    typer.echo(exported(out, manifest), err=True)
 
 
 @app.command()

@@ -27,6 +27,7 @@ from edgetag.contract.manifest import (
     SIGNATURE_NAME,
     VARIANTS,
     Cascade,
+    Manifest,
     Parity,
     Policy,
     Variant,
@@ -104,7 +105,7 @@ def export_run(
     note: str = "",
     skip_bad: bool = False,
     force: bool = False,
-) -> None:
+) -> Manifest:
     """Export a run and state in the bundle how it scores on the validate recordings, and what int8 costs.
 
     Branches that the run does not hold are not in the bundle. Until all is well `out` stays as it was.
@@ -121,6 +122,9 @@ def export_run(
         note: for whoever reads the manifest: what its figures do not say.
         skip_bad: leave out recordings that are missing or unreadable.
         force: write the bundle even if int8 costs more than the limits of `parity`; it is stated then.
+
+    Returns:
+        What the bundle states, as a sensor reads it.
 
     Raises:
         InputError: the run is not complete or tells other tags than the data's, the embedding lacks a
@@ -163,13 +167,13 @@ def export_run(
         if quiet := _quiet_hour(folder, variants[-1], run, data):
             metrics["false_alarms_in_an_hour_of_background"] = quiet
         for net in nets:
-            hasten(draft.path(net, "fp32"))  # other bytes than were stated: nothing loads until they are anew
+            hasten(draft.path(net, "fp32"))  # till it is stated anew, nothing loads the bundle
         for variant in set(VARIANTS) - set(variants):
             draft.drop(variant)
         draft.state(variants, metrics=metrics, parity=parity, training=_training(run, data, note))
         for variant in variants:
-            Tagger.load(folder, variant)
-    log.info("bundle written", out=str(out), **metrics)
+            manifest = Tagger.load(folder, variant).bundle.manifest
+    return manifest
 
 
 def _nets(run: Run) -> dict[str, str]:
