@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from edgetag.contract.event import json_schema
 from edgetag.contract.manifest import Manifest
 from edgetag.contract.strict_yaml import dump_yaml, load_yaml
 from edgetag.contract.taxonomy import SONYC_UST, Category, Tag, Taxonomy
+from edgetag_train.data.annotations import read_annotations
 from edgetag_train.data.training import prepare
 from edgetag_train.recipe import read_recipe
 from edgetag_train.taxonomy import identity, read_taxonomy, taxonomy_yaml
@@ -459,6 +461,29 @@ def test_the_published_file_needs_a_name_only(shared: Path, tmp_path: Path) -> N
 def test_the_readmes_example_is_the_one_that_is_tested() -> None:
     """Word for word."""
     assert f"```yaml\n{HARBOUR}```" in TRAIN_README.read_text()
+
+
+def test_the_readmes_table_is_read_as_it_says(tmp_path: Path) -> None:
+    """A ferry with gulls, a crane whose chain nobody judged, and to validate a horn beside a crane."""
+    [table] = re.findall(r"^```csv\n(.*?)^```", TRAIN_README.read_text(), flags=re.MULTILINE | re.DOTALL)
+    (tmp_path / "taxonomy.yaml").write_text(HARBOUR)
+    (tmp_path / "annotations.csv").write_text(table)
+    labels = read_annotations(tmp_path / "annotations.csv")
+    told = {
+        name: {id: vote for id, vote in zip(NAMES, votes, strict=True) if vote != 0}
+        for name, votes in zip(labels.filenames, labels.fraction.tolist(), strict=True)
+    }
+    unknown = pytest.approx(np.nan, nan_ok=True)
+    assert told == {
+        "ferry.wav": {"1": 1, "2": 1, "1-2": 1, "2-1": 1},
+        "crane.wav": {"quay": 1, "quay-crane": 1, "quay-chain": unknown},
+        "night.wav": {"1": 1, "quay": 1, "1-1": 1, "quay-crane": 1},
+    }
+    assert dict(zip(labels.filenames, zip(labels.split, labels.verified, strict=True), strict=True)) == {
+        "ferry.wav": ("train", False),
+        "crane.wav": ("train", False),
+        "night.wav": ("validate", True),
+    }
 
 
 GOOD = {"name": "h", "coarse": {1: "ship"}, "fine": {1: {1: "horn"}}}
