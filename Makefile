@@ -23,9 +23,9 @@ demo: $(VENV)/demo.stamp
 test: $(VENV)/test.stamp system-packages lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadfile
 
-# A real systemd, and other processors, emulated: half an hour and more, most of it QEMU's.
+# A real systemd, and other processors, emulated, and what else takes long: an hour, most of it QEMU's.
 test-system: emulators $(VENV)/test.stamp system-packages
-	$(BIN)/pytest -q -s -m system tests/system
+	$(BIN)/pytest -q -s -m system tests
 
 # A week of audio with thousands of faults in virtual time, and days of a broker that dies: about an hour.
 soak: $(VENV)/test.stamp

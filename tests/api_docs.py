@@ -38,7 +38,7 @@ def build(folder: Path) -> None:
     assert edgetag.Tagger  # imported on first use
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        pdoc.render.configure(docformat="google", footer_text=f"edgetag {edgetag.__version__}")
+        pdoc.render.configure(docformat="google", search=False, footer_text=f"edgetag {edgetag.__version__}")
         pdoc.pdoc(*specifications(), output_directory=folder)
 
 

@@ -18,6 +18,8 @@ from bench.side_by_side.results import Machine, Middle, Results
 from bench.side_by_side.sides import EDGETAG, PAPER, YAMNET
 from conftest import SHARED
 
+pytestmark = pytest.mark.system  # a minute of it
+
 TINY = Effort(
     turns=2,
     windows=1,

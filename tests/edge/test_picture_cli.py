@@ -178,7 +178,7 @@ def test_a_recording_without_a_window_leaves_no_picture_and_the_others_get_their
     assert left(tmp_path / "drawn") == {f"street.{suffix}"}
 
 
-@each_option
+@pytest.mark.parametrize(("option", "suffix", "magic"), OPTIONS[1:])
 def test_what_was_heard_until_ctrl_c_is_drawn(
     bundle: Path, street: Path, tmp_path: Path, option: str, suffix: str, magic: bytes
 ) -> None:

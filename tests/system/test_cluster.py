@@ -370,6 +370,7 @@ def test_workers_of_another_version(folder: Path, tmp_path: Path) -> None:
     assert written(tmp_path / "out") == {}
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("who", ["scheduler", "worker"])
 def test_processes_without_edgetag(folder: Path, tmp_path: Path, who: str) -> None:
     """What they lack is named."""
@@ -379,6 +380,7 @@ def test_processes_without_edgetag(folder: Path, tmp_path: Path, who: str) -> No
     refused(done, 2, "the cluster cannot run edgetag", "No module named 'edgetag'", "pip install")
 
 
+@pytest.mark.system
 def test_a_scheduler_that_goes(folder: Path, tmp_path: Path) -> None:
     """What is done is done; with another one it goes on."""
     archive, out = long_archive(tmp_path / "long"), tmp_path / "out"
@@ -400,6 +402,7 @@ def test_a_scheduler_that_goes(folder: Path, tmp_path: Path) -> None:
     assert n_heard + n_known == 40
 
 
+@pytest.mark.system
 def test_a_scheduler_without_workers(folder: Path, tmp_path: Path) -> None:
     """Nobody would ever hear."""
     with Cluster(tmp_path / "dask", 0) as cluster:

@@ -190,6 +190,7 @@ def test_an_ascii_terminal_without_colours_gets_neither(street: SoundServer, tmp
     assert not re.search(rb"\x1b\[(3[0-7]|4[0-7]|9[0-7]|[34]8;)", terminal.all.partition(b"\x1b[?1049l")[0])
 
 
+@pytest.mark.system
 @needs_sound_server
 def test_a_dumb_terminal_gets_the_table(street: SoundServer, tmp_path: Path) -> None:
     with Terminal(street, tmp_path, TERM="dumb") as terminal:

@@ -367,6 +367,7 @@ def test_both_variants_lie_side_by_side_with_their_parity(
     assert (parity.calibration["1"], parity.calibration["5"], parity.calibration["4"]) == (3, 3, 0)
 
 
+@pytest.mark.system
 def test_the_same_export_gives_the_same_bytes(run: Path, data: Path, cache: Path, tmp_path: Path) -> None:
     """Nets, golden windows and manifest."""
     for name in ("a", "b"):

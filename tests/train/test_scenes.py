@@ -75,10 +75,10 @@ def test_scenes_are_whole_windows_within_full_scale(library: Library) -> None:
 def test_events_are_balanced_over_categories(library: Library) -> None:
     """Four categories have events (5; 6 and 7 by one clip; 8): none is drawn much more than another."""
     mixer = SceneMixer(library, SceneSettings(street_share=0.0, clip_events=(1.0,)))
-    drawn = np.sum([mixer.scene(seed)[1] == 1 for seed in range(200)], axis=0)
-    assert 30 <= drawn[INDEX["5"]] <= 70
-    assert 30 <= drawn[INDEX["8"]] <= 70
-    assert 70 <= drawn[INDEX["6"]] <= 130  # the clip of 6 and 7 stands under both
+    drawn = np.sum([mixer.scene(seed)[1] == 1 for seed in range(100)], axis=0)
+    assert 12 <= drawn[INDEX["5"]] <= 38
+    assert 12 <= drawn[INDEX["8"]] <= 38
+    assert 35 <= drawn[INDEX["6"]] <= 65  # the clip of 6 and 7 stands under both
 
 
 def test_a_street_keeps_what_was_heard_on_it(library: Library) -> None:

@@ -185,7 +185,7 @@ def test_a_finished_run_is_not_trained_again(prepared: TrainingData, run: Path, 
     assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.system)])
 def test_a_stopped_run_goes_on_to_the_same_weights(
     data: Path, cache: Path, run: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
