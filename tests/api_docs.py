@@ -1,13 +1,13 @@
 """The API's pages, from its docstrings; a docstring that pdoc cannot read ends it.
 
-python tests/api_docs.py FOLDER
+python tests/api_docs.py FOLDER [PACKAGE…]
 """
 
 import importlib
 import pkgutil
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pdoc
@@ -16,9 +16,9 @@ import pdoc.render
 PACKAGES = ("edgetag", "edgetag_train")
 
 
-def specifications() -> Iterator[str]:
-    """Both packages, and by name what pdoc leaves out: modules of a package that states `__all__`."""
-    for package in map(importlib.import_module, PACKAGES):
+def specifications(packages: Sequence[str]) -> Iterator[str]:
+    """The packages, and by name what pdoc leaves out: modules of a package that states `__all__`."""
+    for package in map(importlib.import_module, packages):
         yield package.__name__
         for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             parent, _, name = found.name.rpartition(".")
@@ -27,7 +27,7 @@ def specifications() -> Iterator[str]:
                 yield found.name
 
 
-def build(folder: Path) -> None:
+def build(folder: Path, packages: Sequence[str] = PACKAGES) -> None:
     """Write a page a module.
 
     Raises:
@@ -38,9 +38,9 @@ def build(folder: Path) -> None:
     assert edgetag.Tagger  # imported on first use
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        pdoc.render.configure(docformat="google", search=False, footer_text=f"edgetag {edgetag.__version__}")
-        pdoc.pdoc(*specifications(), output_directory=folder)
+        pdoc.render.configure(docformat="google", footer_text=f"edgetag {edgetag.__version__}")
+        pdoc.pdoc(*specifications(packages), output_directory=folder)
 
 
 if __name__ == "__main__":
-    build(Path(sys.argv[1]))
+    build(Path(sys.argv[1]), sys.argv[2:] or PACKAGES)
