@@ -230,8 +230,9 @@ class _Paper:
         """The latest window in words."""
         if not glance.windows:
             is_hearing = glance.state in ("online", "degraded")
-            waiting = "the first window takes ten seconds" if is_hearing else "waiting for it; Ctrl-C ends"
-            yield Text(waiting, "dim")
+            nobody = "waiting for it; `edgetag devices` lists what is there; Ctrl-C ends"
+            waiting = "the first window takes ten seconds" if is_hearing else nobody
+            yield from fill((Text(word, "dim") for word in waiting.split()), self.columns)
             return
         for group in heard(glance.taxonomy, glance.windows[-1]):
             yield from fill(group, self.columns)
