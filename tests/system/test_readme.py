@@ -10,6 +10,7 @@ What is the test's: the folder, the port of `mqtt://localhost` (where a sensor p
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ import pytest
 import soundfile
 
 from edgetag.demo.scene import street_scene
+from edgetag.demo.show import save_street
 from edgetag.tagging.bundle import starter_path
 from edgetag.tagging.store import BundleStore
 from fakes_bundle import write_bundle
@@ -163,6 +165,16 @@ def test_to_the_end(place: Place, readme: str) -> None:
         done = place.run(line)
         assert "Traceback" not in done.err, line
         assert done.code == 0 or line.startswith(JUDGES), f"{line}\n{done.err}"
+
+
+def test_the_python_example(place: Place) -> None:
+    """A line for each window, with names in it."""
+    (example,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text("utf-8"), re.M | re.S)
+    save_street(place.folder / "street.flac")
+    done = place.run(f"python -c {shlex.quote(example)}")
+    assert (done.code, done.err) == (0, "")
+    assert len(done.out.splitlines()) == 11
+    assert "human-voice" in done.out
 
 
 def test_for_ever(place: Place) -> None:
