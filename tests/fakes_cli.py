@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -38,6 +39,23 @@ def refused(done: subprocess.CompletedProcess[str], code: int, *sentence: str) -
     assert done.stderr.startswith("edgetag: ")
     for part in sentence:
         assert part in done.stderr
+
+
+def interrupted(*arguments: object, cwd: Path | None = None) -> tuple[int, str]:
+    """`edgetag …` that is interrupted, as by Ctrl-C, when it has said a line: its exit code and stderr."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "edgetag", *map(str, arguments)],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job's is ignored
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    return process.returncode, stderr
 
 
 def peak_mb(command: list[str], cwd: Path) -> float:

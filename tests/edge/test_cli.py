@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from jsonschema import Draft202012Validator
 
 from edgetag.contract.event import json_schema
 from fakes_bundle import write_bundle
-from fakes_cli import refused
+from fakes_cli import interrupted, refused
 
 VALIDATOR = Draft202012Validator(json_schema("tags"))
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -348,16 +347,5 @@ def test_a_recording_of_next_to_nothing_is_reported(edgetag: Run, tmp_path: Path
 
 def test_ctrl_c(street: Path, bundle: Path) -> None:
     """130, quietly."""
-    command = [sys.executable, "-m", "edgetag", "replay", "--realtime", str(street), "--bundle", str(bundle)]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job's is ignored
-    )
-    assert process.stdout is not None
-    process.stdout.readline()  # ten seconds on: the first window
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=30)
-    assert (process.returncode, "Traceback" in stderr) == (130, False)
+    code, stderr = interrupted("replay", "--realtime", street, "--bundle", bundle)  # after the first window
+    assert (code, "Traceback" in stderr) == (130, False)

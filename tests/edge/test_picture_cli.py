@@ -3,7 +3,6 @@
 import json
 import os
 import pty
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +13,7 @@ import pytest
 import soundfile
 
 from fakes_bundle import write_bundle
-from fakes_cli import refused, run_python
+from fakes_cli import interrupted, refused, run_python
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 OPTIONS = [("--plot", "png", b"\x89PNG"), ("--html", "html", b"<!doctype html>")]
@@ -182,20 +181,9 @@ def test_a_recording_without_a_window_leaves_no_picture_and_the_others_get_their
 def test_what_was_heard_until_ctrl_c_is_drawn(
     bundle: Path, street: Path, tmp_path: Path, option: str, suffix: str, magic: bytes
 ) -> None:
-    command = [sys.executable, "-m", "edgetag", "replay", "--realtime", "street.wav", "--bundle", str(bundle)]
-    process = subprocess.Popen(
-        [*command, option, f"a.{suffix}", "--format", "json"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job's is ignored
-    )
-    assert process.stdout is not None
-    process.stdout.readline()  # ten seconds on: the first window
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=30)
-    assert (process.returncode, "Traceback" in stderr) == (130, False)
+    drawn = (option, f"a.{suffix}", "--format", "json")
+    code, stderr = interrupted("replay", "--realtime", "street.wav", "--bundle", bundle, *drawn, cwd=tmp_path)
+    assert (code, "Traceback" in stderr) == (130, False)
     assert left(tmp_path) == {f"a.{suffix}"}
     assert (tmp_path / f"a.{suffix}").read_bytes().startswith(magic)
 

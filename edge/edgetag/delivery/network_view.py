@@ -44,7 +44,7 @@ from edgetag.delivery.network import (
     place_of,
     read_json,
 )
-from edgetag.delivery.table import fill
+from edgetag.delivery.table import fill, level_unit
 
 _SENSOR_COLUMNS = 6, 24  # at least, at most
 _STATE_COLUMNS = 8  # "degraded"
@@ -360,7 +360,7 @@ def _words(name: str) -> str:
 
 
 def _level(level: Level) -> str:
-    return f"{level.laeq_db:.1f} {'dB(A)' if level.calibrated else 'dBFS(A)'}"
+    return f"{level.laeq_db:.1f} {level_unit(level.calibrated)}"
 
 
 def verdict(window: Window) -> str:

@@ -10,7 +10,7 @@ A table whose rows come one by one cannot fit its columns to what is still to co
 fixed: the bars are named where the terminal is wide enough and numbered, under a legend, where not.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -33,6 +33,12 @@ _TIME_COLUMNS = 8  # HH:MM:SS
 _LEVEL_COLUMNS = 14  # "-120.0 dBFS(A)", the floor
 _NAMED_BAR_COLUMNS = 3
 _MIN_HEARD_COLUMNS = 35  # "person-or-small-group-shouting 41%,"
+UNTAGGED = {
+    "silent": "digital silence",
+    "quiet": "below the gate",
+    "too_little_audio": "too little audio",
+}
+"""Verdicts of windows that no net was asked about, in words, for pictures."""
 _SHORT_NAMES = {
     "engine": "eng",
     "machinery-impact": "mach",
@@ -204,21 +210,23 @@ def _doubts(event: TagsEvent) -> list[str]:
 
 def _tags(category: Category, event: TagsEvent) -> list[Text]:
     """`coarse 91%: fine 80%, fine 55%` for a category that fired, is active or has an active fine tag."""
-    fine = _fine(category, event)
+    fine = told_apart(category, event.fine, event.active, event.refined)
     if not (fine or category.id in event.active or category.id in event.refined):
         return []
     head = _tag(category, event) + Text(":" if fine else "")
     return [head, *(_tag(tag, event) + Text("," if tag is not fine[-1] else "") for tag in fine)]
 
 
-def _fine(category: Category, event: TagsEvent) -> list[Tag]:
+def told_apart(
+    category: Category, probability: Mapping[str, float], active: Collection[str], refined: Collection[str]
+) -> list[Tag]:
     """The active fine tags; the likeliest where a branch fired and none is. An only one adds nothing."""
     if category.single:
         return []
-    active = [tag for tag in category.fine if tag.id in event.active]
-    if active or category.id not in event.refined:
-        return active
-    return [max(category.fine, key=lambda tag: event.fine.get(tag.id, 0.0))]
+    found = [tag for tag in category.fine if tag.id in active]
+    if found or category.id not in refined:
+        return found
+    return [max(category.fine, key=lambda tag: probability.get(tag.id, 0.0))]
 
 
 def _tag(tag: Tag, event: TagsEvent) -> Text:

@@ -18,6 +18,7 @@ from edgetag.daemon import run, sounds_of
 from edgetag.delivery.address import BrokerAddress
 from edgetag.delivery.mqtt import MqttPublisher
 from edgetag.demo.scene import street_scene
+from edgetag.demo.show import ArraySource
 from edgetag.loading import Loaded
 from edgetag.tagging.stream import EventStream
 from edgetag.tagging.tagger import Tagger, hop_samples
@@ -31,7 +32,7 @@ _LEAVE_S = 5.0
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger("edgetag.demo")
 
 
-class EndlessSource:
+class EndlessSource(ArraySource):
     """Samples over and over, in real time, from `before_s` ago until `leaving` is set.
 
     Args:
@@ -41,38 +42,23 @@ class EndlessSource:
         leaving: ends it.
     """
 
-    name = "synthetic street"
-
     def __init__(
         self, samples: NDArray[np.float32], rate_hz: int, before_s: float, leaving: threading.Event
     ) -> None:
-        self.rate_hz = rate_hz
-        self._samples = samples
+        super().__init__("synthetic street", samples, rate_hz)
         self._before_s = before_s
         self._leaving = leaving
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Nothing is held open."""
 
     def blocks(self) -> Iterator[Block]:
         """At most a second at a time, each when its last sample would have been heard."""
         started_s, first_frame = time.monotonic() - self._before_s, 0
         while True:
-            for frames in self._round():
+            for frames in (block.frames for block in super().blocks()):
                 due_s = started_s + (first_frame + len(frames)) / self.rate_hz
                 if self._leaving.wait(max(due_s - time.monotonic(), 0.0)):
                     return
                 yield Block(first_frame, frames)
                 first_frame += len(frames)
-
-    def _round(self) -> Iterator[NDArray[np.float32]]:
-        for start in range(0, len(self._samples), self.rate_hz):
-            yield self._samples[start : start + self.rate_hz, np.newaxis]
 
 
 class Streets:

@@ -27,7 +27,16 @@ from rich.text import Text
 from edgetag.contract.errors import printable
 from edgetag.contract.event import OutboxHealth, SoundEvent, TagsEvent
 from edgetag.contract.taxonomy import Category
-from edgetag.delivery.table import BARS, BARS_ASCII, fill, heard, level_unit, short_name, sound_words
+from edgetag.delivery.table import (
+    BARS,
+    BARS_ASCII,
+    UNTAGGED,
+    fill,
+    heard,
+    level_unit,
+    short_name,
+    sound_words,
+)
 from edgetag.live.glance import Glance
 
 LOWEST_DBFS, LOWEST_DB = -100.0, 20.0  # where the meter begins
@@ -35,12 +44,7 @@ METER_DB = 100.0  # to its end
 WIDE_COLUMNS = 64  # from here on categories have their whole names
 _CLOCK_COLUMNS = 32  # from here on there is room for the time, too
 _STATE_STYLES = {"online": "green", "degraded": "yellow", "no_audio": "bold yellow", "offline": "red"}
-_UNTAGGED = {"silent": "_", "quiet": ".", "too_little_audio": "x"}
-_UNTAGGED_WORDS = {
-    "silent": "digital silence",
-    "quiet": "below the gate",
-    "too_little_audio": "too little audio",
-}
+_MARKS = {"silent": "_", "quiet": ".", "too_little_audio": "x"}
 _LIKELY = 0.5
 _LOG_LINES, _WRAPPED_LINES = 3, 3  # at most
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -203,7 +207,7 @@ class _Paper:
         """A window: a bar as high as it is likely, and its style, a colour where it is active or likely."""
         p = event.coarse.get(category.id)
         if event.verdict != "tagged" or p is None:
-            return _UNTAGGED.get(event.verdict, " "), "dim"
+            return _MARKS.get(event.verdict, " "), "dim"
         style = "bold green" if category.id in event.active else "green" if p > _LIKELY else "dim"
         return self.bars[min(int(p * len(self.bars)), len(self.bars) - 1)], style
 
@@ -221,9 +225,7 @@ class _Paper:
 
     def _marks(self, shown: list[TagsEvent]) -> list[str]:
         found = {event.verdict for event in shown}
-        marks = [
-            f"{mark} {_UNTAGGED_WORDS[verdict]}" for verdict, mark in _UNTAGGED.items() if verdict in found
-        ]
+        marks = [f"{mark} {UNTAGGED[verdict]}" for verdict, mark in _MARKS.items() if verdict in found]
         return [f"not tagged: {', '.join(marks)}"] if marks else []
 
     def heard(self, glance: Glance) -> Iterator[Text]:

@@ -18,7 +18,8 @@ import numpy as np
 
 from edgetag.contract.errors import printable
 from edgetag.contract.taxonomy import Tag
-from edgetag.picture.portrait import UNTAGGED, Portrait, Sound, time_words
+from edgetag.delivery.table import UNTAGGED
+from edgetag.picture.portrait import Portrait, Sound, time_words
 from edgetag.picture.spectrogram import FLOOR_DB, Spectrogram
 
 STEPS_PER_DB = 2

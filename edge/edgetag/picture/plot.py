@@ -15,7 +15,8 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FixedFormatter, FixedLocator
 
 from edgetag.contract.taxonomy import Category, Tag
-from edgetag.picture.portrait import UNTAGGED, Portrait, time_words
+from edgetag.delivery.table import UNTAGGED
+from edgetag.picture.portrait import Portrait, time_words
 from edgetag.picture.timeline import Heard
 
 DPI = 100

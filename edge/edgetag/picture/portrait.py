@@ -11,17 +11,12 @@ from edgetag.contract.event import Info, SoundEvent, TagsEvent
 from edgetag.contract.manifest import Manifest, model_id
 from edgetag.contract.taxonomy import Tag, Taxonomy
 from edgetag.delivery.sink import Sink
+from edgetag.delivery.table import UNTAGGED, level_unit, told_apart
 from edgetag.picture.spectrogram import Spectrogram, Spectrograph
 from edgetag.picture.timeline import Heard, Timeline, cells
 
 MAX_SOUNDS = 5000
 """Of so many sounds the beginning and the end are kept; of later ones only that they were there."""
-UNTAGGED = {
-    "silent": "digital silence",
-    "quiet": "below the gate",
-    "too_little_audio": "too little audio",
-}
-"""Verdicts of windows that no net was asked about, in words."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +92,7 @@ class Portrait:
 
     @property
     def level_unit(self) -> str:
-        return "dB(A)" if self.is_calibrated else "dBFS(A)"
+        return level_unit(self.is_calibrated)
 
     @property
     def fine_tags(self) -> list[Tag]:
@@ -105,28 +100,18 @@ class Portrait:
 
         A category's only fine tag says nothing that the category does not.
         """
-        wanted: set[str] = set()
+        taxonomy, wanted = self.model.taxonomy, set[str]()
         for window in self.windows:
             for id in window.refined | {id.partition("-")[0] for id in window.active}:
-                wanted |= _told_apart(self.model.taxonomy, id, window)
-        return [self.model.taxonomy.tags[id] for id in self.model.taxonomy.fine_ids if id in wanted]
+                told = told_apart(taxonomy.category(id), window.probability, window.active, window.refined)
+                wanted.update(tag.id for tag in told)
+        return [taxonomy.tags[id] for id in taxonomy.fine_ids if id in wanted]
 
     @property
     def untagged(self) -> list[str]:
         """Why windows were not tagged, in words; each once."""
         found = {window.verdict for window in self.windows}
         return [words for verdict, words in UNTAGGED.items() if verdict in found]
-
-
-def _told_apart(taxonomy: Taxonomy, coarse_id: str, window: Heard) -> set[str]:
-    category = taxonomy.category(coarse_id)
-    fine_ids = [tag.id for tag in category.fine if tag.id in window.probability]
-    if category.single or not fine_ids:
-        return set()
-    active = window.active.intersection(fine_ids)
-    if active or coarse_id not in window.refined:
-        return set(active)
-    return {max(fine_ids, key=lambda id: window.probability[id])}
 
 
 class Sitting(Sink):
